@@ -1,0 +1,959 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Matte Label Blending (MLB): weakly semi-supervised human matting in one file, to read beside
+Kim, Yi, Yu, Yoo, Hwang: Towards Label-Efficient Human Matting (arXiv 2404.00921).
+
+A few composites with exact mattes (D_m) train a teacher; many natural photos with cheap coarse
+masks (D_s) then train a real-time student, whose labels take semantics from the mask and hair
+from the teacher.
+
+    python mlb.py train                                    teacher, student, table, panel.png
+    python mlb.py eval --weights runs/mlb/student.pt       the table again, on any pair of folders
+
+    letter  meaning                           letter  meaning
+    M       matte label, in [0, 1]            α       boundary of M: 1 where 0.05 < M < 0.95
+    M′ α′   the teacher's two outputs         S       segmentation label: 0 or 1, hair cut off
+    B       blended label α′·M′ + (1 − α′)·S
+
+Deviations. The paper's text was not at hand: the formulas of α and B are our reading of summaries.
+Our own choice where we knew nothing: the network, the losses and their weights, the augmentation,
+α′ used soft, a student that sees D_m too (the dataset mixer), the student's boundary label (that
+of B), training from scratch. Our extension: band (see blend), off unless asked for.
+"""
+import argparse
+import contextlib
+import copy
+import functools
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont, ImageOps
+from torch import distributed, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class UserError(Exception):
+    """What the user can put right: main says it in one line and exits with status 2."""
+
+
+def note(text):
+    """One line on standard error."""
+    print("mlb: note: " + text.replace("\n", "\\n"), file=sys.stderr, flush=True)
+
+
+# ======================================================================================
+# 1  Data: folders to pairs, decoding, compositing, augmentation, the dataset mixer
+# ======================================================================================
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+LEAST_SIDE, MOST_ASPECT = 16, 16  # pictures smaller or thinner than this hold no person
+
+
+def pictures(folder):
+    """Paths of the picture files below folder, relative to it and sorted; strays (.*) are left out."""
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name another one (see --help)")
+    found = [pathlib.Path(root, name).relative_to(folder) for root, _, names in os.walk(folder)
+             for name in names if pathlib.Path(name).suffix.lower() in SUFFIXES]
+    found = sorted(p for p in found if not p.name.startswith("."))  # macOS leaves ._x.jpg about
+    if not found:
+        raise UserError(f"{folder}: no pictures in this folder; name another one (see --help)")
+    return found
+
+
+def pairs(first, second):
+    """Pairs the pictures of two folders by relative path without suffix: [(path, path), ...].
+
+    Folder names that only one side has do not count, so that AISegment's
+    clip_img/18/clip_0/x.jpg meets matting/18/matting_0/x.png. Pictures that find no partner are
+    counted on standard error; that none finds one is an error.
+    """
+    folders = pathlib.Path(first), pathlib.Path(second)
+    listed = [pictures(folder) for folder in folders]
+    shared = set.intersection(*({part for p in side for part in p.parent.parts} for side in listed))
+    keyed = ({}, {})
+    for folder, side, paths in zip(folders, listed, keyed):
+        for p in side:
+            key = (*(part for part in p.parent.parts if part in shared), p.stem)
+            if key in paths:
+                raise UserError(f"{folder / p}: pairs by the same name as {paths[key]}; rename one")
+            paths[key] = folder / p
+    both = sorted(keyed[0].keys() & keyed[1].keys())
+    if not both:
+        raise UserError(f"{first}: no picture has a partner of the same name in {second}")
+    alone = [paths[key] for paths in keyed for key in sorted(paths.keys() - set(both))]
+    if alone:
+        print(f"mlb: note: {len(alone)} pictures have no partner and are left out: "
+              f"{', '.join(map(str, alone[:3]))}{' ...' if alone[3:] else ''}", file=sys.stderr)
+    return [(keyed[0][key], keyed[1][key]) for key in both]
+
+
+@contextlib.contextmanager
+def opened(path):
+    """An opened picture, header read; whatever goes wrong with the file is said in one line."""
+    try:
+        if not os.path.isfile(path):  # a pipe would hang, a link in a circle never ends
+            raise UserError(f"{path}: not a file that can be read; replace it or take it out")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if min(image.size) < LEAST_SIDE or max(image.size) > MOST_ASPECT * min(image.size):
+                    raise UserError(f"{path}: {image.width}x{image.height} pixels are too few or "
+                                    f"too thin to hold a person; take it out")
+                yield image
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as problem:  # decoders raise what they like on a hostile file
+        raise UserError(f"{path}: not a picture that can be decoded ({problem}); "
+                        "replace it or take it out") from problem
+
+
+def size_of(path):
+    """(width, height) of a picture as it is looked at, from its header alone."""
+    with opened(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        return image.size[::-1] if turned else image.size
+
+
+def read(path, label=False, short=0):
+    """Decodes a picture upright: every file comes through here.
+
+    A photo becomes an RGB image (its transparency, if any, is ignored), a label (matte or mask)
+    an L image with 0 for background and 255 for the person. short: the short side, in pixels,
+    that is enough for the caller; JPEG files then decode at 1/2, 1/4 or 1/8, several times faster.
+    """
+    with opened(path) as image:
+        if short:
+            image.draft(None, (math.ceil(short), math.ceil(short)))
+        icc = image.info.get("icc_profile")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits a pixel
+            image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        if not label:
+            image = image.convert("RGB")
+        elif image.mode in ("RGBA", "LA", "PA"):  # AISegment: the matte is the alpha channel
+            image = image.getchannel("A")
+        elif image.mode == "P":
+            grey = image.convert("L")
+            rgb = np.asarray(image.convert("RGB"))
+            if (rgb == rgb[..., :1]).all():
+                image = grey
+            else:  # colours of a palette are names, not values: any but the first is the person
+                image = Image.fromarray(np.uint8(255) * (np.asarray(image) > 0))
+        else:
+            image = image.convert("L")
+        if label and image.getextrema()[1] == 1:  # a mask of 0 and 1
+            image = image.point(lambda value: 255 * value)
+        image.info = {"icc_profile": icc} if icc else {}
+        return image
+
+
+SMALLEST_WINDOW = 0.7  # a training picture shows at least this share of a photo's short side
+REMEMBERED = 256  # pictures; a data set of so few is decoded once, a larger one at every use
+read_once = functools.lru_cache(REMEMBERED)(read)
+
+
+def composite(foreground, alpha, background):
+    """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
+
+    Colours and α in [0, 1]. Here α is the matte, as everywhere in matting but in section 3.
+    """
+    return alpha * foreground + (1 - alpha) * background
+
+
+def to_tensor(image):
+    """An RGB or L picture as a float tensor, 3×H×W or 1×H×W, in [0, 1]."""
+    array = np.asarray(image, np.float32) / 255
+    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+
+
+def to_picture(x):
+    """A tensor 3×H×W or 1×H×W in [0, 1] as an RGB or L picture."""
+    array = (x.clamp(0, 1) * 255).round().byte().numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def degrade(image, rng):
+    """A picture under other light, out of focus, with a sensor's noise, as a tensor 3×H×W."""
+    gain = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3)
+    curve = (np.arange(256) / 255) ** rng.uniform(0.8, 1.25)
+    table = (255 * np.outer(gain, curve)).clip(0, 255).astype(np.uint8)
+    image = image.point(table.ravel().tolist())
+    if rng.random() < 0.3:
+        image = image.filter(ImageFilter.BoxBlur(rng.random()))
+    image = to_tensor(image)
+    if rng.random() < 0.3:
+        noise = torch.from_numpy(rng.random(image.shape, np.float32)) - 0.5
+        image = (image + rng.uniform(0, 0.15) * noise).clamp(0, 1)
+    return image
+
+
+def clutter(background, rng):
+    """Draws things that are not people on a background: plain ones teach that any edge is a person's."""
+    background = background.copy()
+    draw, size = ImageDraw.Draw(background), background.width
+    for _ in range(rng.integers(12)):
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        x, y, w, h = rng.uniform(-0.2, 1, 2).tolist() + rng.uniform(0.05, 0.6, 2).tolist()
+        box = [size * x, size * y, size * (x + w), size * (y + h)]
+        kind = rng.integers(3)
+        if kind == 0:
+            draw.ellipse(box, colour)
+        elif kind == 1:
+            draw.rectangle(box, colour)
+        else:
+            points = (size * rng.uniform([x, y], [x + w, y + h], (rng.integers(3, 20), 2)))
+            draw.line([tuple(q) for q in points.tolist()], colour, int(rng.integers(1, 4)))
+    return background
+
+
+class Mixer(torch.utils.data.Dataset):
+    """The dataset mixer: composites (D_m) and natural photos (D_s), shuffled without end.
+
+    Sample i is a pure function of (seed, i): its source, files and augmentation. So a run resumes
+    exactly, workers change nothing, and ranks share by taking every n-th index.
+
+    composites: (foreground, alpha) paths; backgrounds: paths, or none to leave the photos as they
+    are; naturals: (photo, label) paths; mix: the share of composites in [0, 1]; size: in pixels.
+    """
+
+    def __init__(self, composites, backgrounds, naturals, mix, size, seed=0):
+        self.composites, self.backgrounds, self.naturals = composites, backgrounds, naturals
+        self.mix, self.size, self.seed = mix, size, seed
+        self.few = 2 * len(composites) + len(backgrounds) + 2 * len(naturals) <= REMEMBERED
+
+    def __getitem__(self, i):
+        """-> {"image" 3×S×S, "target" 1×S×S: M or S, "natural": bool, "damaged": complaints}."""
+        rng, damaged = np.random.default_rng((self.seed, i)), []
+        while len(damaged) < 10:
+            try:
+                return {**self.draw(rng), "damaged": "\0".join(damaged)}
+            except UserError as problem:  # another draw takes the place of what can't be read
+                damaged.append(str(problem))
+        raise UserError(f"ten damaged files in a row, the last one {damaged[-1]}")
+
+    def draw(self, rng):
+        """One sample. Its target is taken before light, blur and noise: a matte has none of them."""
+        natural = bool(rng.random() >= self.mix)
+        photo, label = self.pick(self.naturals if natural else self.composites, rng)
+        window = self.window(rng)
+        image, target = self.cut(photo, window), to_tensor(self.cut(label, window, label=True))
+        if self.backgrounds and not natural:
+            background = self.cut(self.pick(self.backgrounds, rng), self.window(rng))
+            image = to_picture(composite(to_tensor(image), target, to_tensor(clutter(background, rng))))
+        return {"image": degrade(image, rng), "target": target, "natural": natural}
+
+    @staticmethod
+    def pick(items, rng):
+        """One of the items, all equally likely."""
+        return items[rng.integers(len(items))]
+
+    @staticmethod
+    def window(rng):
+        """A random square: side (of the short side), x, y (of the room left), mirrored or not."""
+        return rng.uniform(SMALLEST_WINDOW, 1), rng.random(), rng.random(), rng.random() < 0.5
+
+    def cut(self, path, window, label=False):
+        """What a window shows of a picture, size×size pixels."""
+        share, x, y, mirrored = window
+        decode = read_once if self.few else read
+        image = decode(path, label, short=self.size / SMALLEST_WINDOW)
+        side = share * min(image.size)
+        left, top = x * (image.width - side), y * (image.height - side)
+        image = image.resize((self.size, self.size), Image.BILINEAR,
+                             (left, top, left + side, top + side))
+        return ImageOps.mirror(image) if mirrored else image
+
+
+# ======================================================================================
+# 2  Model: the compact real-time encoder-decoder
+# ======================================================================================
+
+
+def conv(inputs, outputs, stride=1, size=3):
+    """Convolution, batch norm, ReLU; the sides of the picture are divided by stride."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, (size - stride + 1) // 2, bias=False),
+        nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """x + conv(x): a trunk of these learns in fewer steps than one of bare convolutions."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+class MattingNet(nn.Module):
+    """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
+
+    The encoder halves the sides down to 1/32 while it widens, the decoder comes back up and adds
+    the encoder's maps.
+    """
+
+    def __init__(self, width=32):
+        super().__init__()
+        w = width
+        self.down4 = conv(3, w, 4, 4)
+        self.down8 = conv(w, 2 * w, 2)
+        self.down16 = nn.Sequential(conv(2 * w, 3 * w, 2), Residual(3 * w))
+        self.down32 = nn.Sequential(conv(3 * w, 4 * w, 2), Residual(4 * w), Residual(4 * w))
+        self.scene = nn.Conv2d(4 * w, 4 * w, 1)
+        self.up32 = conv(4 * w, 3 * w)
+        self.up16 = conv(3 * w, 2 * w)
+        self.up8 = conv(2 * w, w)
+        self.up4 = conv(w, w)
+        self.head = nn.Conv2d(w, 2 * 16, 3, padding=1)
+
+    def forward(self, images):
+        if images.shape[-2] % 32 or images.shape[-1] % 32:
+            raise ValueError(f"sides must be multiples of 32, not {tuple(images.shape[-2:])}")
+        x4 = self.down4(images)
+        x8 = self.down8(x4)
+        x16 = self.down16(x8)
+        x32 = self.down32(x16)
+        x32 = self.up32(x32 + self.scene(x32.mean((2, 3), keepdim=True)))
+        x = self.up16(x16 + F.interpolate(x32, scale_factor=2.0))
+        x = self.up8(x8 + F.interpolate(x, scale_factor=2.0))
+        x = self.up4(x4 + F.interpolate(x, scale_factor=2.0))
+        return F.pixel_shuffle(self.head(x), 4).split(1, 1)
+
+
+# ======================================================================================
+# 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte)
+# ======================================================================================
+
+WEIGHTS = {"matte": 1.0, "laplacian": 1.0, "detail": 1.0, "boundary": 1.0}
+
+
+def boundary_label(M, low=0.05, high=0.95):
+    """The boundary α of a matte M: 1 where low < M < high, else 0 (paper, boundary label generation).
+
+    M in [0, 1], any shape; α is of M's shape and type, and 1 where detail is needed: hair, fur, blur.
+    """
+    return ((M > low) & (M < high)).to(M.dtype)
+
+
+def edge_band(S, radius):
+    """1 within radius pixels (in x and y) of the edge of the segmentation S, N×1×H×W, else 0."""
+    S = (S > 0.5).float()
+
+    def dilate(x):  # rows, then columns: a square window costs what its two sides cost
+        x = F.max_pool2d(x, (2 * radius + 1, 1), 1, (radius, 0))
+        return F.max_pool2d(x, (1, 2 * radius + 1), 1, (0, radius))
+
+    return dilate(S) * dilate(1 - S)
+
+
+def blend(M_t, alpha_t, S, band=None):
+    """The label B = α′·M′ + (1 − α′)·S: semantics from the segmentation, hair from the teacher.
+
+    M_t: the teacher's matte M′, alpha_t: its boundary α′, S: the segmentation, N×1×H×W in [0, 1].
+    band, in pixels, is our extension: α′ counts only that near to the edge of S, since elsewhere
+    the teacher takes leaves and stripes for hair. None is the paper's formula.
+    """
+    if band is not None:
+        alpha_t = alpha_t * edge_band(S, band)
+    return alpha_t * M_t + (1 - alpha_t) * S
+
+
+def laplacian_loss(prediction, target, levels=4):
+    """Mean |difference| of the Laplacian pyramids, N×1×H×W: edges count at every scale (Hou & Liu 2019)."""
+    difference = prediction - target  # the pyramid is linear: that of the difference will do
+    total = 0
+    for level in range(levels):
+        coarse = F.avg_pool2d(difference, 2)
+        fine = difference - F.interpolate(coarse, scale_factor=2, mode="nearest")
+        total = total + 2 ** level * fine.abs().mean()
+        difference = coarse
+    return total / levels
+
+
+def mlb_loss(matte_logits, boundary_logits, target, boundary):
+    """The loss of either stage: named 0-d terms, weighted by WEIGHTS, and their "total".
+
+    All tensors N×1×H×W; target (M or B) in [0, 1], boundary α in {0, 1}. In fp32 whatever autocast says.
+    """
+    with torch.autocast(matte_logits.device.type, enabled=False):
+        matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
+        target, boundary = target.float(), boundary.float()
+        matte = matte_logits.sigmoid()
+        error = (matte - target).abs()
+        per_picture = (boundary * error).sum((1, 2, 3)) / boundary.sum((1, 2, 3)).clamp(min=1)
+        terms = {
+            "matte": F.binary_cross_entropy_with_logits(matte_logits, target),
+            "laplacian": laplacian_loss(matte, target),
+            "detail": per_picture.mean(),
+            "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary),
+        }
+        terms["total"] = sum(WEIGHTS[name] * term for name, term in terms.items())
+    return terms
+
+
+# ======================================================================================
+# 4  Training: one loop for both stages
+# ======================================================================================
+
+KEEP_SECONDS = 30  # between two checkpoints
+FREE = {"out", "resume", "workers", "command"}  # what may differ where a run goes on
+
+
+def setup(o):
+    """The device of --device, made ready; joins the ranks where torchrun started several."""
+    ranks, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
+    if o.device == "auto":
+        o.device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=o.device).device
+    except (RuntimeError, AssertionError) as problem:
+        there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+        raise UserError(f"--device {o.device}: not here; there is {', '.join(there)}") from problem
+    if getattr(o, "amp", "") == "auto":
+        o.amp = "fp16" if device.type == "cuda" else "off"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # sizes stay: let it time its kernels and choose
+        torch.set_float32_matmul_precision("high")  # TF32
+    if ranks > 1 and not distributed.is_initialized():
+        if o.batch % ranks:
+            raise UserError(f"--batch {o.batch}: not a multiple of the {ranks} ranks; take one")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def rank_and_ranks():
+    """This process's rank and how many there are: 0, 1 without torchrun."""
+    on = distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if on else (0, 1)
+
+
+def new_net(o, device):
+    """A network in its seed's initial state; channels-last is the layout that fast kernels read."""
+    torch.manual_seed(o.seed)
+    return MattingNet(o.width).to(device, memory_format=torch.channels_last)
+
+
+def student_label(teacher, band=None):
+    """What fit makes the student's targets with: B for natural photos, M for composites."""
+    def label(image, target, natural):
+        M_t, alpha_t = (logits.float().sigmoid() for logits in teacher(image))
+        return torch.where(natural, blend(M_t, alpha_t, target, band), target)
+    return label
+
+
+def train_step(net, batch, o, optimizer, scaler, label=None):
+    """Forward, backward and update on one batch of the mixer; returns the loss terms, 0-d tensors.
+
+    label(image, target, natural) makes the targets on the device; None takes the mixer's, M or S.
+    """
+    device = next(net.parameters()).device
+    image = batch["image"].to(device, memory_format=torch.channels_last, non_blocking=True)
+    target = batch["target"].to(device, non_blocking=True)
+    natural = batch["natural"].to(device, non_blocking=True).view(-1, 1, 1, 1)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(o.amp)
+    with torch.autocast(device.type, half, enabled=half is not None):
+        if label:
+            target = label(image, target, natural)
+        matte_logits, boundary_logits = net(image)
+    terms = mlb_loss(matte_logits, boundary_logits, target, boundary_label(target))
+    optimizer.zero_grad()
+    scaler.scale(terms["total"]).backward()
+    scaler.unscale_(optimizer)  # the clipping below is meant for the true gradients
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    scaler.step(optimizer)  # skipped where fp16 overflowed; update then lowers the scale
+    scaler.update()
+    return terms
+
+
+def loader(mixer, first, steps, o, device):
+    """Batches first to steps − 1 of the mixer; every rank takes its share of each."""
+    rank, ranks = rank_and_ranks()
+    batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(first, steps)]
+    return torch.utils.data.DataLoader(mixer, batch_sampler=batches, num_workers=o.workers,
+                                       pin_memory=device.type == "cuda")
+
+
+def as_floats(terms):
+    """The loss terms as floats, their mean over the ranks: the one wait for the device in a step."""
+    values = torch.stack(list(terms.values())).detach()
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+        values /= distributed.get_world_size()
+    return dict(zip(terms, values.tolist()))
+
+
+@contextlib.contextmanager
+def patient():
+    """Ctrl-C only adds to the list that this yields, so that no step is cut in half."""
+    presses = []
+    before = signal.signal(signal.SIGINT, lambda *_: presses.append(True))
+    try:
+        yield presses
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
+    """Trains net on steps batches of the mixer: either stage, any device.
+
+    saved: the state to go on from; label: see train_step. After every step it calls
+    observe(row, damaged, last, state): the loss terms and times, the complaints about files,
+    whether it is the last call, and a function that makes what a resume needs.
+    """
+    device = next(net.parameters()).device
+    optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
+    # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
+    scaler = torch.amp.GradScaler(device.type, enabled=o.amp == "fp16")
+    parts, step, seconds = {"net": net, "optimizer": optimizer, "scaler": scaler}, 0, 0.0
+    if saved:
+        step, seconds = saved["step"], saved["seconds"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    model = nn.parallel.DistributedDataParallel(net) if distributed.is_initialized() else net
+    model = torch.compile(model) if o.compile else model
+    net.train()
+    with patient() as interrupted:
+        clock = time.perf_counter()
+        for batch in loader(mixer, step, steps, o, device):
+            data_seconds = time.perf_counter() - clock
+            for group in optimizer.param_groups:  # warm up, then down a cosine
+                group["lr"] = o.lr * min(1, (step + 1) / 20, (1 + math.cos(math.pi * step / steps)) / 2)
+            terms = as_floats(train_step(model, batch, o, optimizer, scaler, label))
+            step, begun, clock = step + 1, clock, time.perf_counter()
+            seconds += clock - begun
+            for name, value in terms.items():
+                if not math.isfinite(value):
+                    raise UserError(f"the loss term {name} is {value} at step {step} of the {stage}; the "
+                                    "last checkpoint is good: go on with a lower --lr or --amp off")
+            row = {"stage": stage, "step": step, **terms, "lr": optimizer.param_groups[0]["lr"],
+                   "seconds": seconds, "data_seconds": data_seconds, "step_seconds": clock - begun}
+            if observe:
+                observe(row, batch["damaged"], interrupted or step == steps, lambda: {
+                    "stage": stage, "step": step, "seconds": seconds,
+                    **{name: part.state_dict() for name, part in parts.items()}})
+            if interrupted:
+                raise KeyboardInterrupt
+
+
+def watch(steps, damaged_before=(), log=None, keep=None):
+    """The observe of fit: names damaged files once, logs, saves now and then, shows progress."""
+    known, begun, first = damaged_before, time.monotonic(), None
+    spoken = kept = begun
+
+    def observe(row, damaged, last, state):
+        nonlocal first, spoken, kept
+        now, terminal = time.monotonic(), sys.stdout.isatty()
+        first = row["step"] - 1 if first is None else first
+        for complaint in set("\0".join(damaged).split("\0")) - known - {""}:
+            known.add(complaint)
+            note(f"{complaint}; another sample takes its place")
+        if log:
+            log(row)
+        if keep and (last or now - kept > KEEP_SECONDS):
+            keep(state())
+            kept = now
+        if last or now - spoken > (0.2 if terminal else 10):
+            rate, spoken = (row["step"] - first) / (now - begun), now
+            left = (steps - row["step"]) / rate
+            print(f"{row['stage']:<17} step {row['step']:>5}/{steps}  loss {row['total']:.4f}  "
+                  f"{rate:5.1f} steps/s  {left // 60:.0f}:{left % 60:02.0f} left  ",
+                  end="\r" if terminal and not last else "\n", flush=True)
+    return observe
+
+
+def save(state, path):
+    """Writes a checkpoint beside its place, then renames it: path is never half a file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save({"program": "mlb", **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as problem:  # torch tells of a full disk by either
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({str(problem).splitlines()[0]}); make room or take "
+                        "another --out; what was saved before is whole") from problem
+
+
+def load(path):
+    """A checkpoint as a dict; weights_only, since a pickle from a stranger may run any code."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["program"] != "mlb":
+            raise ValueError("it is of another program")
+    except Exception as problem:  # a hostile file makes torch raise what it likes
+        raise UserError(f"{path}: not a checkpoint of mlb.py ({type(problem).__name__}); "
+                        "give a teacher.pt or student.pt") from problem
+    return state
+
+
+def load_net(path, device):
+    """The network in a teacher.pt or student.pt, ready to use, and the size it was trained at."""
+    state = load(path)
+    try:
+        net = MattingNet(state["width"])
+        net.load_state_dict(state["net"])
+    except (KeyError, RuntimeError, TypeError) as problem:
+        raise UserError(f"{path}: does not fit this MattingNet; give a teacher.pt or student.pt "
+                        "of this version") from problem
+    return net.to(device, memory_format=torch.channels_last).eval(), state["size"]
+
+
+def prepare(o):
+    """The run's folder, with its options written down -> (folder, options, saved state or None)."""
+    out, config, saved = pathlib.Path(o.out), {}, None
+    config = {name: value for name, value in vars(o).items() if name not in FREE}
+    if (out / "last.pt").exists():
+        if not o.resume:
+            raise UserError(f"{out}: holds a run; go on with it by --resume or take another --out")
+        saved = load(out / "last.pt")
+        for name, value in config.items():
+            was = saved["config"].get(name)
+            if was != value:
+                raise UserError(f"{out / 'last.pt'}: that run has --{name.replace('_', '-')} {was}, "
+                                f"not {value}; resume with the run's own options")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**config, "torch": torch.__version__}, indent=1)
+        (out / "config.json").write_text(text + "\n")
+    except OSError as problem:
+        raise UserError(f"{out}: can't be written ({problem.strerror}); take another --out") from problem
+    return out, config, saved
+
+
+def open_log(path, rows):
+    """A function that adds a row to log.csv, of which the first rows stay (the rest is redone)."""
+    lines = path.read_text().splitlines(True)[:rows + 1] if rows and path.exists() else []
+    path.write_text("".join(lines))
+    file = open(path, "a", buffering=1)
+
+    def log(row):
+        if file.tell() == 0:
+            file.write(",".join(row) + "\n")
+        file.write(",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()) + "\n")
+    return log
+
+
+def train(o):
+    """`mlb.py train`: the teacher, then the student, then how good both are on the test pictures."""
+    device = setup(o)
+    first_rank = rank_and_ranks()[0] == 0
+    composites, backgrounds, naturals, tests = open_data(o)
+    out, config, saved = prepare(o)
+    done = saved["step"] + (saved["stage"] == "student") * o.teacher_steps if saved else 0
+    log, damaged, nets = open_log(out / "log.csv", done) if first_rank else None, set(), {}
+    for stage, steps, mix in (("teacher", o.teacher_steps, 1.0), ("student", o.steps, o.mix)):
+        net, teacher = new_net(o, device), nets.get("teacher")
+        if saved and stage == "teacher" != saved["stage"]:
+            net.load_state_dict(saved["teacher"])
+        else:
+            def keep(state):
+                weights = teacher.state_dict() if teacher else None
+                save({**state, "teacher": weights, "config": config}, out / "last.pt")
+
+            fit(stage, net, Mixer(composites, backgrounds, naturals, mix, o.size, o.seed), steps, o,
+                label=teacher and student_label(teacher, o.band), saved=saved,
+                observe=watch(steps, damaged, log, keep) if first_rank else None)
+            saved = None
+        # a teacher teaches by its running statistics, not the batch's, and learns no more
+        nets[stage] = net.eval().requires_grad_(False)
+    if not first_rank:
+        return
+    for stage, net in nets.items():
+        save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{stage}.pt")
+    scores = {stage: evaluate(net, tests, o.size) for stage, net in nets.items()}
+    (out / "metrics.json").write_text(json.dumps(scores, indent=1) + "\n")
+    train_panel(nets, naturals[:3], tests[:4], o, out / "panel.png")
+    print(table(["test pictures", *COLUMNS], [[name, *cells(scores[name])] for name in scores]))
+    if damaged:
+        note(f"{len(damaged)} damaged files were replaced by other samples, see above")
+    print(f"{out}: teacher.pt, student.pt, metrics.json, log.csv, and panel.png to look at")
+
+
+# ======================================================================================
+# 5  Evaluation: the field's five metrics, the boundary's MAD, the picture panel
+# ======================================================================================
+
+
+def gradient(x):
+    """|∇x| of an H×W array, by the first derivatives of a Gaussian with σ = 1.4."""
+    t = np.arange(-6, 7)
+    smooth = np.exp(-0.5 * (t / 1.4) ** 2)
+    smooth /= smooth.sum()
+    slope = t / 1.4 ** 2 * smooth
+
+    def along(x, kernel):  # correlates the columns, mirroring at the border
+        rows = np.pad(x, ((6, 6), (0, 0)), mode="symmetric")
+        return sum(weight * rows[k:k + len(x)] for k, weight in enumerate(kernel))
+
+    return np.hypot(along(along(x, slope).T, smooth).T, along(along(x, smooth).T, slope).T)
+
+
+def largest_component(mask):
+    """The largest 4-connected component of a boolean H×W mask; of equal ones the first in row order.
+
+    Runs of a row are the nodes of a graph, runs that touch in neighbouring rows its edges; every
+    round hooks each root to its smallest neighbour, which at least halves the number of roots.
+    """
+    wide = np.pad(mask, ((0, 0), (0, 1)))  # no run goes on in the next row
+    begins = wide & ~np.pad(mask, ((0, 0), (1, 0)))
+    run = np.cumsum(begins.ravel()).reshape(wide.shape) - 1
+    touching = wide[:-1] & wide[1:]
+    above, below = run[:-1][touching], run[1:][touching]
+    root = np.arange(begins.sum())
+    while (root[above] != root[below]).any():
+        a, b = root[above], root[below]
+        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        while (root != root[root]).any():
+            root = root[root]
+    if not len(root):
+        return mask
+    label = root[run[:, :-1]]
+    return mask & (label == np.bincount(label[mask]).argmax())
+
+
+def connectivity(prediction, truth):
+    """Conn: Σ|φ_p − φ_t|, how much of each matte hangs together with what both are sure of (Rhemann 2009)."""
+    connected = np.full(truth.shape, -1.0)  # the last threshold at which a pixel was connected
+    for k in range(1, 11):
+        both = (prediction >= k / 10) & (truth >= k / 10)
+        if both.any():
+            connected[(connected < 0) & ~largest_component(both)] = (k - 1) / 10
+    connected[connected < 0] = 1
+
+    def phi(x):
+        distance = x - connected
+        return 1 - distance * (distance >= 0.15)
+
+    return np.abs(phi(prediction) - phi(truth)).sum()
+
+
+def metrics(prediction, truth):
+    """SAD, MSE, MAD, Grad, Conn of H×W arrays in [0, 1], and the MAD within 2 px of 0.05 < truth < 0.95.
+
+    Whole image, as P3M reports them: SAD and Conn in thousands, Grad in tens, the others per pixel.
+    """
+    prediction, truth = np.asarray(prediction, np.float64), np.asarray(truth, np.float64)
+    if prediction.shape != truth.shape or truth.ndim != 2:
+        raise ValueError(f"metrics: two H×W arrays, not {prediction.shape} and {truth.shape}")
+    error = np.abs(prediction - truth)
+    near = torch.from_numpy((truth > 0.05) & (truth < 0.95)).float()
+    near = F.max_pool2d(near[None], 5, 1, 2)[0].bool().numpy()
+    return {
+        "SAD": error.sum() / 1000,
+        "MSE": (error ** 2).mean(),
+        "MAD": error.mean(),
+        "Grad": ((gradient(prediction) - gradient(truth)) ** 2).sum() / 10,
+        "Conn": connectivity(prediction, truth) / 1000,
+        "Boundary MAD": error[near].mean() if near.any() else math.nan,
+    }
+
+
+def predict(net, photo, size=0):
+    """Matte and boundary of an RGB picture: 2×H×W in [0, 1] at the picture's own size.
+
+    The network sees it with the short side scaled to size pixels (0: as it is), its aspect kept,
+    the far edges repeated up to multiples of 32.
+    """
+    device = next(net.parameters()).device
+    scale = size / min(photo.size) if size else 1
+    width, height = (round(scale * side) for side in photo.size)
+    image = to_tensor(photo.resize((width, height), Image.BILINEAR))[None].to(device)
+    image = F.pad(image, (0, -width % 32, 0, -height % 32), mode="replicate")
+    with torch.inference_mode():
+        maps = torch.cat(net(image.to(memory_format=torch.channels_last)), 1).float().sigmoid()
+        return F.interpolate(maps[..., :height, :width], photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
+
+
+def evaluate(net, tests, size):
+    """Mean metrics of a network over (photo, matte) pairs, at the matte's own size; see predict for size."""
+    scores = [metrics(predict(net, read(photo), size)[0], np.asarray(read(matte, label=True)) / 255)
+              for photo, matte in tests]
+    return {name: float(np.nanmean([score[name] for score in scores])) for name in scores[0]}
+
+
+COLUMNS = ["SAD", "MSE e-3", "MAD e-3", "Grad", "Conn", "Boundary MAD e-3"]
+
+
+def cells(score):
+    """A table's cells for evaluate's figures."""
+    return [f"{value * (1000 if column.endswith('e-3') else 1):.2f}" for value, column in zip(score.values(), COLUMNS)]
+
+
+def table(head, rows):
+    """A Markdown table, its columns aligned."""
+    widths = [max(len(str(row[k])) for row in (head, *rows)) for k in range(len(head))]
+    lines = [" | ".join(f"{cell:{'<' if k == 0 else '>'}{widths[k]}}" for k, cell in enumerate(row)) for row in (head, *rows)]
+    lines.insert(1, " | ".join("-" * (width - (k > 0)) + ":" * (k > 0) for k, width in enumerate(widths)))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def contact_sheet(bands, path, cell=176):
+    """Saves pictures as a sheet: bands of (column titles, rows), a row a list of pictures, arrays or tensors."""
+    pad, head = 4, 22
+    width = pad + max(len(titles) for titles, _ in bands) * (cell + pad)
+    height = pad + sum(head + len(rows) * (cell + pad) for _, rows in bands)
+    sheet, font = Image.new("RGB", (width, height), "white"), ImageFont.load_default(13)
+    draw, top = ImageDraw.Draw(sheet), pad
+    for titles, rows in bands:
+        for k, title in enumerate(titles):
+            draw.text((pad + k * (cell + pad) + cell / 2, top + head / 2), title, "black", font, anchor="mm")
+        top += head
+        for row in rows:
+            for k, picture in enumerate(row):
+                if not isinstance(picture, Image.Image):
+                    picture = Image.fromarray((np.asarray(picture) * 255).round().astype(np.uint8))
+                sheet.paste(ImageOps.pad(picture, (cell, cell), color="white"), (pad + k * (cell + pad), top))
+            top += cell + pad
+    sheet.save(path)
+
+
+def train_panel(nets, naturals, tests, o, path):
+    """How a label comes about on photos of D_s, and what teacher and student make of test pictures."""
+    made, seen = [], []
+    for photo, mask in naturals:
+        image, S = read(photo), to_tensor(read(mask, label=True))
+        M_t, alpha_t = predict(nets["teacher"], image, o.size)
+        B = blend(M_t[None, None], alpha_t[None, None], S[None], o.band)
+        made.append([image, S[0], M_t, alpha_t, B[0, 0]])
+    for photo, matte in tests:
+        image = read(photo)
+        M_t, alpha_t = predict(nets["teacher"], image, o.size)
+        seen.append([image, M_t, alpha_t, predict(nets["student"], image, o.size)[0], read(matte, label=True)])
+    contact_sheet([(["natural photo", "segmentation S", "teacher M′", "boundary α′", "label B"], made),
+                   (["test picture", "teacher M′", "boundary α′", "student", "truth"], seen)], path)
+
+
+# ======================================================================================
+# 9  Command line
+# ======================================================================================
+
+FOLDERS = {  # option: (its place below --data, what it holds)
+    "foreground": ("matte/foreground", "D_m: colours of the cut-outs, or whole photos"),
+    "alpha": ("matte/alpha", "D_m: their mattes"),
+    "background": ("matte/background", "D_m: backgrounds; none leaves the photos as they are"),
+    "seg_image": ("segmentation/image", "D_s: natural photos"),
+    "seg_mask": ("segmentation/mask", "D_s: their masks"),
+    "test_image": ("test/image", "test photos"),
+    "test_alpha": ("test/alpha", "test mattes"),
+}
+TRAINING = {  # option: (default, help)
+    "out": ("runs/mlb", "folder for all that the run writes"),
+    "size": (128, "side of a training picture, in pixels"),
+    "width": (32, "channels of the network's first stage"),
+    "batch": (6, "pictures in a step, over all ranks"),
+    "teacher_steps": (900, "steps of the teacher"),
+    "steps": (900, "steps of the student"),
+    "lr": (1e-2, "highest learning rate"),
+    "mix": (0.25, "share of composites in the student's batches"),
+    "band": (None, "trust α′ only within so many pixels of the mask's edge"),
+    "seed": (0, "of everything random"),
+    "amp": ("auto", "precision: auto (fp16 on CUDA, else off), off, bf16 or fp16"),
+    "workers": (0, "processes that load data"),
+    "compile": (False, "torch.compile the network"),
+    "resume": (False, "go on with the run in --out; begin it where there is none"),
+}
+DEVICE = {"device": ("auto", "auto, cpu, cuda, cuda:1 ...")}
+
+
+def folder(o, name):
+    """The folder that an option names, or its place below --data."""
+    return pathlib.Path(getattr(o, name) or pathlib.Path(o.data, FOLDERS[name][0]))
+
+
+def checked(first, second):
+    """The pairs of two folders, their sizes compared by the headers: better known before step 1."""
+    found = pairs(first, second)
+    for image, label in found:
+        sizes = size_of(image), size_of(label)
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{label}: {sizes[1][0]}x{sizes[1][1]} pixels, but its partner {image} has "
+                            f"{sizes[0][0]}x{sizes[0][1]}; a pair needs one size")
+    return found
+
+
+def open_data(o):
+    """The data set of the options -> (composites, backgrounds, naturals, tests), lists of paths."""
+    composites = checked(folder(o, "foreground"), folder(o, "alpha"))
+    behind = folder(o, "background")
+    backgrounds = [] if o.background == "none" else [behind / name for name in pictures(behind)]
+    for path in backgrounds:
+        size_of(path)
+    naturals = checked(folder(o, "seg_image"), folder(o, "seg_mask"))
+    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
+    print(f"D_m: {len(composites)} mattes, {len(backgrounds)} backgrounds. D_s: {len(naturals)} masks. "
+          f"Test: {len(tests)} pictures.", flush=True)
+    return composites, backgrounds, naturals, tests
+
+
+def evaluate_weights(o):
+    """`mlb.py eval`: the metrics of trained weights on any pair of folders."""
+    net, size = load_net(o.weights, setup(o))
+    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
+    print(table([f"{len(tests)} pictures", *COLUMNS], [[o.weights, *cells(evaluate(net, tests, o.size or size))]]))
+
+
+def parser():
+    """The command line: every option's help ends with its default."""
+    p = argparse.ArgumentParser(prog="mlb.py", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, run, options, folders, **extra):
+        c = commands.add_parser(name, help=run.__doc__.split(": ", 1)[1], description=run.__doc__,
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        c.set_defaults(run=run)
+        beside = pathlib.Path(__file__).with_name("data_sample")
+        c.add_argument("--data", default=str(beside), metavar="FOLDER", help="the data set")
+        for option in folders:
+            place, what = FOLDERS[option]
+            c.add_argument(f"--{option.replace('_', '-')}", default="", metavar="FOLDER", help=f"{what}; DATA/{place} by default")
+        for option, (default, what) in {**options, **DEVICE}.items():
+            kind = {"action": "store_true"} if default is False else {
+                "type": int if default is None else type(default), "default": default}
+            c.add_argument("--" + option.replace("_", "-"), help=what, **kind)
+        return c
+
+    command("train", train, TRAINING, FOLDERS)
+    c = command("eval", evaluate_weights, {"size": (0, "short side that the network sees; 0: as it was trained")},
+                ["test_image", "test_alpha"])
+    c.add_argument("--weights", required=True, metavar="FILE", help="a teacher.pt or student.pt")
+    return p
+
+
+def main(argv=None):
+    """Runs a command -> exit status: 0, 2 after a UserError, 130 after Ctrl-C."""
+    o = parser().parse_args(argv)
+    try:
+        run = o.run
+        del o.run
+        run(o)
+        return 0
+    except UserError as problem:  # from a worker it comes with a traceback before it
+        text = str(problem).rsplit("UserError: ", 1)[-1].strip()
+        print("mlb: error: " + text.replace("\n", "\\n"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nmlb: stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
