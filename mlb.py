@@ -411,7 +411,7 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 # ======================================================================================
 
 KEEP_SECONDS = 30  # between two checkpoints
-FREE = {"out", "resume", "workers", "command"}  # what may differ where a run goes on
+FREE = {"out", "resume", "workers", "command", "data"}  # what may differ where a run goes on
 
 
 def setup(o):
@@ -449,11 +449,11 @@ def new_net(o, device):
     return MattingNet(o.width).to(device, memory_format=torch.channels_last)
 
 
-def student_label(teacher, band=None):
-    """What fit makes the student's targets with: B for natural photos, M for composites."""
+def student_label(teacher, make=blend):
+    """What fit makes the student's targets with: M for composites, make(M′, α′, S) for photos."""
     def label(image, target, natural):
         M_t, alpha_t = (logits.float().sigmoid() for logits in teacher(image))
-        return torch.where(natural, blend(M_t, alpha_t, target, band), target)
+        return torch.where(natural, make(M_t, alpha_t, target), target)
     return label
 
 
@@ -533,7 +533,7 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
         for batch in loader(mixer, step, steps, o, device):
             data_seconds = time.perf_counter() - clock
             for group in optimizer.param_groups:  # warm up, then down a cosine
-                group["lr"] = o.lr * min(1, (step + 1) / 20, (1 + math.cos(math.pi * step / steps)) / 2)
+                group["lr"] = o.lr * min((step + 1) / 20, (1 + math.cos(math.pi * step / steps)) / 2)
             terms = as_floats(train_step(model, batch, o, optimizer, scaler, label))
             step, begun, clock = step + 1, clock, time.perf_counter()
             seconds += clock - begun
@@ -616,25 +616,47 @@ def load_net(path, device):
     return net.to(device, memory_format=torch.channels_last).eval(), state["size"]
 
 
+def options(o, but=()):
+    """The options that make a run what it is, as a dict."""
+    return {name: value for name, value in vars(o).items() if name not in FREE | set(but)}
+
+
+def same_options(path, was, now):
+    """Refuses to go on with a run under other options than its own."""
+    for name, value in now.items():
+        if was.get(name) != value:
+            raise UserError(f"{path}: that run has --{name.replace('_', '-')} {was.get(name)}, not {value}; "
+                            "give its own options or take another --out")
+
+
+def make_folder(out):
+    """The folder of --out."""
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{out}: can't be made ({problem.strerror}); take another --out") from problem
+    return pathlib.Path(out)
+
+
+def write(path, text):
+    """Writes a small text file by way of another name, so that it is never half a file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as problem:
+        raise UserError(f"{path}: can't be written ({problem.strerror}); take another --out") from problem
+
+
 def prepare(o):
     """The run's folder, with its options written down -> (folder, options, saved state or None)."""
-    out, config, saved = pathlib.Path(o.out), {}, None
-    config = {name: value for name, value in vars(o).items() if name not in FREE}
+    out, config, saved = make_folder(o.out), options(o), None
     if (out / "last.pt").exists():
         if not o.resume:
             raise UserError(f"{out}: holds a run; go on with it by --resume or take another --out")
         saved = load(out / "last.pt")
-        for name, value in config.items():
-            was = saved["config"].get(name)
-            if was != value:
-                raise UserError(f"{out / 'last.pt'}: that run has --{name.replace('_', '-')} {was}, "
-                                f"not {value}; resume with the run's own options")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**config, "torch": torch.__version__}, indent=1)
-        (out / "config.json").write_text(text + "\n")
-    except OSError as problem:
-        raise UserError(f"{out}: can't be written ({problem.strerror}); take another --out") from problem
+        same_options(out / "last.pt", saved["config"], config)
+    write(out / "config.json", json.dumps({**config, "torch": torch.__version__}, indent=1) + "\n")
     return out, config, saved
 
 
@@ -669,7 +691,8 @@ def train(o):
                 save({**state, "teacher": weights, "config": config}, out / "last.pt")
 
             fit(stage, net, Mixer(composites, backgrounds, naturals, mix, o.size, o.seed), steps, o,
-                label=teacher and student_label(teacher, o.band), saved=saved,
+                label=teacher and student_label(teacher, functools.partial(blend, band=o.band)),
+                saved=saved,
                 observe=watch(steps, damaged, log, keep) if first_rank else None)
             saved = None
         # a teacher teaches by its running statistics, not the batch's, and learns no more
@@ -679,9 +702,9 @@ def train(o):
     for stage, net in nets.items():
         save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{stage}.pt")
     scores = {stage: evaluate(net, tests, o.size) for stage, net in nets.items()}
-    (out / "metrics.json").write_text(json.dumps(scores, indent=1) + "\n")
-    train_panel(nets, naturals[:3], tests[:4], o, out / "panel.png")
-    print(table(["test pictures", *COLUMNS], [[name, *cells(scores[name])] for name in scores]))
+    write(out / "metrics.json", json.dumps(scores, indent=1) + "\n")
+    train_panel(nets, naturals[:3], tests[:4], o).save(out / "panel.png")
+    print(table(["test pictures", *COLUMNS], [[name, *in_units(scores[name])] for name in scores]))
     if damaged:
         note(f"{len(damaged)} damaged files were replaced by other samples, see above")
     print(f"{out}: teacher.pt, student.pt, metrics.json, log.csv, and panel.png to look at")
@@ -782,63 +805,243 @@ def predict(net, photo, size=0):
         return F.interpolate(maps[..., :height, :width], photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
 
 
+def mean_metrics(rows):
+    """The mean of each metric over pictures; one without a boundary does not count for its MAD."""
+    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+
+
 def evaluate(net, tests, size):
-    """Mean metrics of a network over (photo, matte) pairs, at the matte's own size; see predict for size."""
-    scores = [metrics(predict(net, read(photo), size)[0], np.asarray(read(matte, label=True)) / 255)
-              for photo, matte in tests]
-    return {name: float(np.nanmean([score[name] for score in scores])) for name in scores[0]}
+    """Mean metrics of a network over (photo, matte) paths, at the mattes' own size; size: see predict."""
+    return mean_metrics([metrics(predict(net, read(photo), size)[0],
+                                 to_tensor(read(matte, label=True))[0]) for photo, matte in tests])
 
 
 COLUMNS = ["SAD", "MSE e-3", "MAD e-3", "Grad", "Conn", "Boundary MAD e-3"]
 
 
-def cells(score):
-    """A table's cells for evaluate's figures."""
-    return [f"{value * (1000 if column.endswith('e-3') else 1):.2f}" for value, column in zip(score.values(), COLUMNS)]
+def in_units(score):
+    """The metrics in the units of COLUMNS."""
+    return [value * (1000 if name.endswith("e-3") else 1) for name, value in zip(COLUMNS, score.values())]
 
 
 def table(head, rows):
-    """A Markdown table, its columns aligned."""
-    widths = [max(len(str(row[k])) for row in (head, *rows)) for k in range(len(head))]
-    lines = [" | ".join(f"{cell:{'<' if k == 0 else '>'}{widths[k]}}" for k, cell in enumerate(row)) for row in (head, *rows)]
-    lines.insert(1, " | ".join("-" * (width - (k > 0)) + ":" * (k > 0) for k, width in enumerate(widths)))
-    return "\n".join(f"| {line} |" for line in lines)
+    """A Markdown table with its columns aligned; cells are text or numbers."""
+    rows = [[cell if isinstance(cell, str) else f"{cell:.2f}" for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ["-" * width if k == 0 else "-" * (width - 1) + ":" for k, width in enumerate(widths)])
+    return "\n".join("| " + " | ".join(
+        cell.ljust(width) if k == 0 else cell.rjust(width)
+        for k, (cell, width) in enumerate(zip(row, widths))) + " |" for row in rows)
 
 
-def contact_sheet(bands, path, cell=176):
-    """Saves pictures as a sheet: bands of (column titles, rows), a row a list of pictures, arrays or tensors."""
-    pad, head = 4, 22
-    width = pad + max(len(titles) for titles, _ in bands) * (cell + pad)
-    height = pad + sum(head + len(rows) * (cell + pad) for _, rows in bands)
-    sheet, font = Image.new("RGB", (width, height), "white"), ImageFont.load_default(13)
-    draw, top = ImageDraw.Draw(sheet), pad
+def contact_sheet(bands, cell=176):
+    """Pictures in rows under titles: bands of (titles, rows), a row of pictures or H×W tensors."""
+    gap, head = 4, 22
+    width = gap + max(len(titles) for titles, _ in bands) * (cell + gap)
+    height = gap + sum(head + len(rows) * (cell + gap) for _, rows in bands)
+    sheet, font, y = Image.new("RGB", (width, height), "white"), ImageFont.load_default(13), gap
     for titles, rows in bands:
         for k, title in enumerate(titles):
-            draw.text((pad + k * (cell + pad) + cell / 2, top + head / 2), title, "black", font, anchor="mm")
-        top += head
+            place = gap + k * (cell + gap) + cell / 2, y + head / 2
+            ImageDraw.Draw(sheet).text(place, title, "black", font, anchor="mm")
+        y += head
         for row in rows:
             for k, picture in enumerate(row):
-                if not isinstance(picture, Image.Image):
-                    picture = Image.fromarray((np.asarray(picture) * 255).round().astype(np.uint8))
-                sheet.paste(ImageOps.pad(picture, (cell, cell), color="white"), (pad + k * (cell + pad), top))
-            top += cell + pad
-    sheet.save(path)
+                if isinstance(picture, torch.Tensor):
+                    picture = to_picture(picture[None])
+                sheet.paste(ImageOps.pad(picture, (cell, cell), color="white"), (gap + k * (cell + gap), y))
+            y += cell + gap
+    return sheet
 
 
-def train_panel(nets, naturals, tests, o, path):
-    """How a label comes about on photos of D_s, and what teacher and student make of test pictures."""
-    made, seen = [], []
+def train_panel(nets, naturals, tests, o):
+    """A sheet: how labels come about on photos of D_s, and what is made of test pictures."""
+    labels, mattes = [], []
     for photo, mask in naturals:
-        image, S = read(photo), to_tensor(read(mask, label=True))
-        M_t, alpha_t = predict(nets["teacher"], image, o.size)
-        B = blend(M_t[None, None], alpha_t[None, None], S[None], o.band)
-        made.append([image, S[0], M_t, alpha_t, B[0, 0]])
+        image, S = read(photo), to_tensor(read(mask, label=True))[None]
+        M_t, alpha_t = predict(nets["teacher"], image, o.size)[:, None, None]
+        B = blend(M_t, alpha_t, S, o.band)
+        labels.append([image, S[0, 0], M_t[0, 0], alpha_t[0, 0], B[0, 0]])
     for photo, matte in tests:
         image = read(photo)
         M_t, alpha_t = predict(nets["teacher"], image, o.size)
-        seen.append([image, M_t, alpha_t, predict(nets["student"], image, o.size)[0], read(matte, label=True)])
-    contact_sheet([(["natural photo", "segmentation S", "teacher M′", "boundary α′", "label B"], made),
-                   (["test picture", "teacher M′", "boundary α′", "student", "truth"], seen)], path)
+        M = predict(nets["student"], image, o.size)[0]
+        mattes.append([image, M_t, alpha_t, M, read(matte, label=True)])
+    return contact_sheet([
+        (["natural photo", "segmentation S", "teacher M′", "teacher α′", "label B"], labels),
+        (["test picture", "teacher M′", "teacher α′", "student", "truth"], mattes)])
+
+
+# ======================================================================================
+# 6  Comparison: the paper's claim in miniature
+# ======================================================================================
+
+ROWS = {  # name: (share of D_m, None for --mix; what the natural photos of D_s are labelled with)
+    "teacher": (1.0, None),
+    "segmentation only": (0.0, "S"),
+    "naive mix": (None, "S"),
+    "pseudo-labels": (None, "M′"),
+    "MLB (paper)": (None, "B"),
+    "MLB + band": (None, "B + band"),
+    "upper bound": (None, "true matte"),
+}
+
+
+def compare_row(name, o, data, truths, teacher):
+    """Trains a row's network. Rows differ in mix and labels alone: initial state, steps, batch,
+    augmentation and learning rate are the same."""
+    composites, backgrounds, naturals, _ = data
+    mix, kind = ROWS[name]
+    mixer = Mixer(composites, backgrounds, truths if kind == "true matte" else naturals,
+                  o.mix if mix is None else mix, o.size, o.seed)
+    label = {"M′": lambda M_t, alpha_t, S: M_t, "B": blend,
+             "B + band": functools.partial(blend, band=o.band)}.get(kind)
+    net = new_net(o, torch.device(o.device))
+    fit(f"{name}, {o.seed}", net, mixer, o.steps, o, label and student_label(teacher, label),
+        observe=watch(o.steps, set()))
+    return net.eval().requires_grad_(False)
+
+
+def label_scores(teacher, o, naturals, truths):
+    """How good the labels of D_s are themselves, at the size that the student sees them."""
+    scores = {name: [] for name in ("S", "M′", "B", "B + band")}
+    for (photo, mask), (_, matte) in zip(naturals, truths):
+        photo, mask, matte = read(photo), read(mask, label=True), read(matte, label=True)
+        size = [round(side * o.size / min(photo.size)) for side in photo.size]
+        photo, mask, matte = (x.resize(size, Image.BILINEAR) for x in (photo, mask, matte))
+        S, (M_t, alpha_t) = to_tensor(mask)[None], predict(teacher, photo)[:, None, None]
+        for name, label in (("S", S), ("M′", M_t), ("B", blend(M_t, alpha_t, S)),
+                            ("B + band", blend(M_t, alpha_t, S, o.band))):
+            scores[name].append(metrics(label[0, 0], to_tensor(matte)[0]))
+    return {f"labels {name}": mean_metrics(rows) for name, rows in scores.items()}
+
+
+def compare_table(scores, rows, seeds):
+    """Mean ± standard deviation over the seeds, and the share of the gap closed, as Markdown."""
+    def mse(name, seed):
+        return scores[f"{name}, {seed}"]["MSE"]
+
+    lines = []
+    for name in rows:
+        figures = np.array([in_units(scores[f"{name}, {seed}"]) for seed in range(seeds)])
+        line = [name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(figures.mean(0), figures.std(0)))]
+        if "upper bound" in rows:
+            gaps = [(mse("segmentation only", k) - mse(name, k))
+                    / (mse("segmentation only", k) - mse("upper bound", k)) for k in range(seeds)]
+            line.append(f"{100 * np.mean(gaps):.0f} %" if name in ROWS else "")
+        lines.append(line)
+    return table(["student learns from", *COLUMNS, *["gap closed"] * ("upper bound" in rows)], lines)
+
+
+def bars(names, means, spreads, width):
+    """A bar chart with error bars as a picture width pixels wide."""
+    chart = Image.new("RGB", (width, 26 * len(names) + 30), "white")
+    draw, font, scale = ImageDraw.Draw(chart), ImageFont.load_default(13), 0.6 * width / max(means)
+    draw.text((8, 6), "MSE ×10³ on the test pictures, mean ± std over seeds", "black", font)
+    for k, (name, mean, spread) in enumerate(zip(names, means, spreads)):
+        y, x = 30 + 26 * k, 0.2 * width
+        draw.text((x - 8, y + 9), name, "black", font, anchor="rm")
+        draw.rectangle([x, y, x + scale * mean, y + 18], "#d98f4e" if "MLB" in name else "#8fa9c4")
+        draw.line([x + scale * (mean - spread), y + 9, x + scale * (mean + spread), y + 9], "black", 2)
+        draw.text((x + scale * (mean + spread) + 6, y + 9), f"{mean:.1f}", "black", font, anchor="lm")
+    return chart
+
+
+def compare_pictures(out, o, rows, scores, tests):
+    """A bar chart over the rows' mattes of three pictures that MLB does worst and four others."""
+    nets = {name: load_net(out / f"{name}, 0.pt", o.device)[0] for name in rows}
+    errors = [metrics(predict(nets["MLB (paper)"], read(photo), o.size)[0],
+                      to_tensor(read(matte, label=True))[0])["MSE"] for photo, matte in tests]
+    order = np.argsort(errors)[::-1]
+    shown = [*order[:3], *order[3::max(1, (len(order) - 3) // 4)][:4]]  # three worst, four others
+    lines = []
+    for photo, matte in (tests[k] for k in shown):
+        image = read(photo)
+        lines.append([image, *(predict(net, image, o.size)[0] for net in nets.values()), read(matte, label=True)])
+    sheet = contact_sheet([(["test picture", *rows, "truth"], lines)], cell=128)
+    mse = [[1000 * scores[f"{name}, {seed}"]["MSE"] for seed in range(o.seeds)] for name in rows]
+    chart = bars(rows, np.mean(mse, 1), np.std(mse, 1), sheet.width)
+    both = Image.new("RGB", (sheet.width, sheet.height + chart.height), "white")
+    both.paste(chart, (0, 0))
+    both.paste(sheet, (0, chart.height))
+    return both
+
+
+def read_scores(path, config):
+    """The scores in a compare.json of the same options; none where there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        was, scores = dict(state["options"]), {key: dict(row) for key, row in state["scores"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise UserError(f"{path}: not a whole compare.json of this program; move it away") from problem
+    same_options(path, was, config)
+    return scores
+
+
+def budget(o, data, once):
+    """How many labels does it take? Trains MLB on fewer mattes and masks; -> the table, the chart."""
+    composites, backgrounds, naturals, tests = data
+    mattes, masks = (2, 4, 8, 12), (12, 24, 48, 96)
+    mse = np.zeros((len(mattes), len(masks), o.seeds))
+    for o.seed in range(o.seeds):
+        for i, few in enumerate(mattes):
+            less = composites[:few], backgrounds, naturals, tests
+            key = f"teacher of {few} mattes, {o.seed}"
+            teacher = once(key, lambda: compare_row("teacher", o, less, None, None))[0]
+            for j, many in enumerate(masks):
+                less = composites[:few], backgrounds, naturals[:many], tests
+                key = f"{few} mattes {many} masks, {o.seed}"
+                row = once(key, lambda: compare_row("MLB (paper)", o, less, None, teacher))[1]
+                mse[i, j, o.seed] = 1000 * row["MSE"]
+    lines = [[f"{few} mattes", *(f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, spread))]
+             for few, mean, spread in zip(mattes, mse.mean(2), mse.std(2))]
+    names = [f"{few} mattes, {many} masks" for few in mattes for many in masks]
+    chart = bars(names, mse.mean(2).ravel(), mse.std(2).ravel(), 720)
+    return table(["MSE e-3", *(f"{many} masks" for many in masks)], lines), chart
+
+
+def compare(o):
+    """`mlb.py compare`: what a student learns from composites, masks, pseudo-labels, and MLB."""
+    if o.seeds < 1:
+        raise UserError(f"--seeds {o.seeds}: take at least 1")
+    device, data, truths, rows = setup(o), open_data(o), None, list(ROWS)
+    if folder(o, "seg_alpha").is_dir():
+        truths = checked(folder(o, "seg_image"), folder(o, "seg_alpha"))
+    else:
+        note(f"{folder(o, 'seg_alpha')}: not there, so the upper bound and the gap are left out")
+        rows.remove("upper bound")
+    out, config = make_folder(o.out), options(o, {"seeds", "budget"})
+    scores = read_scores(out / "compare.json", config)
+
+    def once(key, make):
+        """The network and scores of a training, done if it is not yet: a stopped run goes on here."""
+        if key not in scores or not (out / f"{key}.pt").exists():
+            net = make()
+            save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{key}.pt")
+            scores[key] = evaluate(net, data[3], o.size)
+            write(out / "compare.json", json.dumps({"options": config, "scores": scores}, indent=1))
+        return load_net(out / f"{key}.pt", device)[0], scores[key]
+
+    if o.budget:
+        text, chart = budget(o, data, once)
+    else:
+        for o.seed in range(o.seeds):
+            teacher = once(f"teacher, {o.seed}", lambda: compare_row("teacher", o, data, truths, None))[0]
+            for name in rows[1:]:
+                once(f"{name}, {o.seed}", lambda: compare_row(name, o, data, truths, teacher))
+            if truths and f"labels S, {o.seed}" not in scores:
+                found = label_scores(teacher, o, data[2], truths)
+                scores.update({f"{name}, {o.seed}": score for name, score in found.items()})
+                write(out / "compare.json", json.dumps({"options": config, "scores": scores}, indent=1))
+        labels = ["labels S", "labels M′", "labels B", "labels B + band"] * bool(truths)
+        text = compare_table(scores, rows + labels, o.seeds)
+        chart = compare_pictures(out, o, rows, scores, data[3])
+    name = "budget" if o.budget else "compare"
+    write(out / f"{name}.md", text + "\n")
+    chart.save(out / f"{name}.png")
+    print(f"{text}\n{out}: {name}.md, {name}.png, compare.json with every seed's figures, weights")
 
 
 # ======================================================================================
@@ -851,6 +1054,7 @@ FOLDERS = {  # option: (its place below --data, what it holds)
     "background": ("matte/background", "D_m: backgrounds; none leaves the photos as they are"),
     "seg_image": ("segmentation/image", "D_s: natural photos"),
     "seg_mask": ("segmentation/mask", "D_s: their masks"),
+    "seg_alpha": ("segmentation/alpha", "D_s: their true mattes, for the upper bound only"),
     "test_image": ("test/image", "test photos"),
     "test_alpha": ("test/alpha", "test mattes"),
 }
@@ -869,6 +1073,13 @@ TRAINING = {  # option: (default, help)
     "workers": (0, "processes that load data"),
     "compile": (False, "torch.compile the network"),
     "resume": (False, "go on with the run in --out; begin it where there is none"),
+}
+COMPARISON = {  # what differs from TRAINING
+    "out": ("runs/compare", "folder for tables, pictures, figures and weights"),
+    "seeds": (3, "how many seeds, from 0"),
+    "steps": (800, "steps of every training"),
+    "band": (8, "of the row MLB + band, in pixels"),
+    "budget": (False, "sweep the number of mattes and masks instead"),
 }
 DEVICE = {"device": ("auto", "auto, cpu, cuda, cuda:1 ...")}
 
@@ -907,7 +1118,7 @@ def evaluate_weights(o):
     """`mlb.py eval`: the metrics of trained weights on any pair of folders."""
     net, size = load_net(o.weights, setup(o))
     tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
-    print(table([f"{len(tests)} pictures", *COLUMNS], [[o.weights, *cells(evaluate(net, tests, o.size or size))]]))
+    print(table([f"{len(tests)} pictures", *COLUMNS], [[o.weights, *in_units(evaluate(net, tests, o.size or size))]]))
 
 
 def parser():
@@ -931,7 +1142,10 @@ def parser():
             c.add_argument("--" + option.replace("_", "-"), help=what, **kind)
         return c
 
-    command("train", train, TRAINING, FOLDERS)
+    command("train", train, TRAINING, [name for name in FOLDERS if name != "seg_alpha"])
+    shared = {name: value for name, value in TRAINING.items()
+              if name not in ("teacher_steps", "seed", "resume")}
+    command("compare", compare, {**shared, **COMPARISON}, FOLDERS)
     c = command("eval", evaluate_weights, {"size": (0, "short side that the network sees; 0: as it was trained")},
                 ["test_image", "test_alpha"])
     c.add_argument("--weights", required=True, metavar="FILE", help="a teacher.pt or student.pt")
