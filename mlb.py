@@ -186,36 +186,33 @@ def to_picture(x):
 
 
 def degrade(image, rng):
-    """A picture under other light, out of focus, with a sensor's noise, as a tensor 3×H×W."""
-    gain = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3)
-    curve = (np.arange(256) / 255) ** rng.uniform(0.8, 1.25)
-    table = (255 * np.outer(gain, curve)).clip(0, 255).astype(np.uint8)
-    image = image.point(table.ravel().tolist())
+    """A picture out of focus, under other light, with a sensor's noise, as a tensor 3×S×S."""
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.BoxBlur(rng.random()))
-    image = to_tensor(image)
+    gain = torch.from_numpy(rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, (3, 1, 1)))
+    image = to_tensor(image) ** rng.uniform(0.8, 1.25) * gain.float()
     if rng.random() < 0.3:
         noise = torch.from_numpy(rng.random(image.shape, np.float32)) - 0.5
-        image = (image + rng.uniform(0, 0.15) * noise).clamp(0, 1)
-    return image
+        image = image + rng.uniform(0, 0.15) * noise
+    return image.clamp(0, 1)
 
 
 def clutter(background, rng):
-    """Draws things that are not people on a background: plain ones teach that any edge is a person's."""
+    """A background with shapes drawn on it: before plain ones a teacher learns that all that has
+    an edge is a person."""
     background = background.copy()
     draw, size = ImageDraw.Draw(background), background.width
-    for _ in range(rng.integers(12)):
+    for _ in range(rng.integers(10)):
         colour = tuple(rng.integers(0, 256, 3).tolist())
-        x, y, w, h = rng.uniform(-0.2, 1, 2).tolist() + rng.uniform(0.05, 0.6, 2).tolist()
-        box = [size * x, size * y, size * (x + w), size * (y + h)]
+        x, y, w, h = (size * rng.uniform([-0.2, -0.2, 0.05, 0.05], [1, 1, 0.6, 0.6])).tolist()
         kind = rng.integers(3)
         if kind == 0:
-            draw.ellipse(box, colour)
+            draw.ellipse([x, y, x + w, y + h], colour)
         elif kind == 1:
-            draw.rectangle(box, colour)
-        else:
-            points = (size * rng.uniform([x, y], [x + w, y + h], (rng.integers(3, 20), 2)))
-            draw.line([tuple(q) for q in points.tolist()], colour, int(rng.integers(1, 4)))
+            draw.rectangle([x, y, x + w, y + h], colour)
+        else:  # thin strokes, such as leaves and hair have
+            points = rng.uniform([x, y], [x + w, y + h], (rng.integers(3, 20), 2))
+            draw.line(points.ravel().tolist(), colour, int(rng.integers(1, 4)))
     return background
 
 
@@ -249,11 +246,13 @@ class Mixer(torch.utils.data.Dataset):
         natural = bool(rng.random() >= self.mix)
         photo, label = self.pick(self.naturals if natural else self.composites, rng)
         window = self.window(rng)
-        image, target = self.cut(photo, window), to_tensor(self.cut(label, window, label=True))
+        image, matte = self.cut(photo, window), self.cut(label, window, label=True)
         if self.backgrounds and not natural:
             background = self.cut(self.pick(self.backgrounds, rng), self.window(rng))
-            image = to_picture(composite(to_tensor(image), target, to_tensor(clutter(background, rng))))
-        return {"image": degrade(image, rng), "target": target, "natural": natural}
+            alpha = np.asarray(matte, np.float32)[..., None] / 255
+            image = Image.fromarray(composite(
+                np.asarray(image), alpha, np.asarray(clutter(background, rng))).round().astype(np.uint8))
+        return {"image": degrade(image, rng), "target": to_tensor(matte), "natural": natural}
 
     @staticmethod
     def pick(items, rng):
