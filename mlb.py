@@ -28,6 +28,7 @@ import json
 import math
 import os
 import pathlib
+import platform
 import signal
 import sys
 import time
@@ -390,7 +391,8 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
     All tensors N×1×H×W; target (M or B) in [0, 1], boundary α in {0, 1}. In fp32 whatever autocast says.
     """
     with torch.autocast(matte_logits.device.type, enabled=False):
-        matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
+        # contiguous: the two maps that come out of one convolution interleave in memory
+        matte_logits, boundary_logits = (x.float().contiguous() for x in (matte_logits, boundary_logits))
         target, boundary = target.float(), boundary.float()
         matte = matte_logits.sigmoid()
         error = (matte - target).abs()
@@ -867,8 +869,8 @@ def train_panel(nets, naturals, tests, o):
         M = predict(nets["student"], image, o.size)[0]
         mattes.append([image, M_t, alpha_t, M, read(matte, label=True)])
     return contact_sheet([
-        (["natural photo", "segmentation S", "teacher M′", "teacher α′", "label B"], labels),
-        (["test picture", "teacher M′", "teacher α′", "student", "truth"], mattes)])
+        (["natural photo", "segmentation S", "teacher M'", "teacher boundary", "label B"], labels),
+        (["test picture", "teacher M'", "teacher boundary", "student", "truth"], mattes)])
 
 
 # ======================================================================================
@@ -936,7 +938,7 @@ def bars(names, means, spreads, width):
     """A bar chart with error bars as a picture width pixels wide."""
     chart = Image.new("RGB", (width, 26 * len(names) + 30), "white")
     draw, font, scale = ImageDraw.Draw(chart), ImageFont.load_default(13), 0.6 * width / max(means)
-    draw.text((8, 6), "MSE ×10³ on the test pictures, mean ± std over seeds", "black", font)
+    draw.text((8, 6), "MSE e-3 on the test pictures, mean and standard deviation over seeds", "black", font)
     for k, (name, mean, spread) in enumerate(zip(names, means, spreads)):
         y, x = 30 + 26 * k, 0.2 * width
         draw.text((x - 8, y + 9), name, "black", font, anchor="rm")
@@ -1003,8 +1005,6 @@ def budget(o, data, once):
 
 def compare(o):
     """`mlb.py compare`: what a student learns from composites, masks, pseudo-labels, and MLB."""
-    if o.seeds < 1:
-        raise UserError(f"--seeds {o.seeds}: take at least 1")
     device, data, truths, rows = setup(o), open_data(o), None, list(ROWS)
     if folder(o, "seg_alpha").is_dir():
         truths = checked(folder(o, "seg_image"), folder(o, "seg_alpha"))
@@ -1044,6 +1044,262 @@ def compare(o):
 
 
 # ======================================================================================
+# 7  Benchmark: frames per second, and what each step towards them buys
+# ======================================================================================
+
+
+def fold(net):
+    """A copy with each batch norm folded into the convolution before it: the same function."""
+    net = copy.deepcopy(net)
+    for block in [module for module in net.modules() if isinstance(module, nn.Sequential)]:
+        for k in range(len(block) - 1):
+            if isinstance(block[k + 1], nn.BatchNorm2d):
+                block[k] = fuse_conv_bn_eval(block[k], block[k + 1])
+                block[k + 1] = nn.Identity()
+    return net
+
+
+def captured(net, x):
+    """net without Python between its kernels: a CUDA graph, or torch.compile on the CPU."""
+    if not x.is_cuda:
+        return torch.compile(net)
+    for _ in range(3):  # libraries choose their kernels before the recording
+        net(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = net(x)
+
+    def replay(same_x):
+        graph.replay()
+        return y
+    return replay
+
+
+def bench_rows(net, frames, device):
+    """{row: a function of no argument -> matte logits or uint8 mattes}, each adding one thing."""
+    half, name = (torch.float16, "fp16") if device.type == "cuda" else (torch.bfloat16, "bf16")
+    x = (torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255)
+    x_half, nchw = x.to(half), x.contiguous()
+    nhwc = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    folded = fold(nhwc)
+    light = copy.deepcopy(folded).to(half)
+
+    def cast():
+        with torch.autocast(device.type, half):
+            return folded(x)[0]
+
+    rows = {"fp32": lambda: net(nchw)[0], "+ channels-last": lambda: nhwc(x)[0],
+            "+ batch norm folded": lambda: folded(x)[0], f"+ autocast {name}": cast,
+            f"+ {name} weights": lambda: light(x_half)[0]}
+    fastest, kind = light, half
+    try:
+        fast = captured(light, x_half)
+        fast(x_half)
+        rows["+ CUDA graph" if x.is_cuda else "+ torch.compile"] = lambda: fast(x_half)[0]
+        fastest = light if x.is_cuda else fast  # a graph reads one fixed input
+    except Exception as problem:  # torch.compile without a C++ compiler raises what it likes
+        note(f"the compiled row is left out ({type(problem).__name__}); it needs a C++ compiler")
+    if seconds_of(rows["+ batch norm folded"]) < seconds_of(lambda: fastest(x_half)):
+        fastest, kind = folded, torch.float32  # a CPU that computes 16 bits by way of 32
+
+    def end_to_end():
+        image = torch.from_numpy(frames).to(device, non_blocking=True).permute(0, 3, 1, 2)
+        return (fastest(image.to(kind) / 255)[0].float().sigmoid() * 255).byte().cpu().numpy()
+
+    return {**rows, "end to end, uint8 to uint8": end_to_end}
+
+
+def seconds_of(run, device=None):
+    """Seconds that a call takes, the device's work included: kernels run on after their launch."""
+    sync = torch.cuda.synchronize if device and device.type == "cuda" else lambda: None
+    sync()
+    begun = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - begun
+
+
+def bench_size(net, size, o, device):
+    """Times every row at one size, in turn; -> ([row, ms, p95, FPS, difference], ...), GFLOP, rates."""
+    frames = np.random.default_rng(0).integers(0, 256, (o.batch, size, size, 3), np.uint8)
+    rows = bench_rows(net, frames, device)
+    with FlopCounterMode(display=False) as counter:
+        rows["fp32"]()
+    flop = counter.get_total_flops()
+    exact = rows["fp32"]().float().sigmoid()
+    lines = []
+    for kind in (torch.float32, torch.float16 if device.type == "cuda" else torch.bfloat16):
+        a = torch.rand(2048, 2048, device=device).to(kind)
+        rows[kind] = functools.partial(torch.mm, a, a)  # what the machine reaches at its best
+    times, ends = {name: [] for name in rows}, time.monotonic() + o.seconds
+    while time.monotonic() < ends or len(times["fp32"]) < 6:
+        for name, run in rows.items():  # in turn, so that a slow moment hits every row
+            times[name].append(seconds_of(run, device))
+    for name, spent in times.items():
+        ms = 1000 * np.array(spent[3:])  # the first three warm up
+        if isinstance(name, str):
+            y = rows[name]()
+            y = torch.from_numpy(y / 255) if isinstance(y, np.ndarray) else y.float().sigmoid()
+            difference = (y.to(device) - exact).abs().max().item()
+            lines.append([name, np.median(ms), np.percentile(ms, 95), 1000 * o.batch / np.median(ms), difference])
+    rates = {str(kind)[6:]: 2 * 2048 ** 3 / np.median(spent[3:]) / 1e9
+             for kind, spent in times.items() if not isinstance(kind, str)}
+    return lines, flop / 1e9, rates
+
+
+def cpu_name():
+    """The CPU's name where the system tells it."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def bench(o):
+    """`mlb.py bench`: frames per second, what each step towards them buys, and how near the peak."""
+    device = setup(o)
+    net = load_net(o.weights, device)[0] if o.weights else MattingNet(o.width).to(device).eval()
+    sizes = [int(size) for size in o.sizes.split(",")] if o.sizes else [o.size]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch {o.batch}, "
+          f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters")
+    report = {}
+    for size in sizes:
+        with torch.no_grad():
+            lines, gflop, rates = bench_size(net.to(memory_format=torch.contiguous_format), size, o, device)
+        head = [f"{size}x{size}", "ms", "ms p95", "FPS", "max difference"]
+        print(f"\n{gflop / o.batch:.2f} GFLOP a frame; matrix products reach "
+              + ", ".join(f"{rate:.0f} GFLOP/s in {kind}" for kind, rate in rates.items()))
+        print(table(head, [[*line[:4], f"{line[4]:.4f}"] for line in lines]))
+        whole = min(line[1] for line in lines[:3]), min(line[1] for line in lines[3:-1])
+        for (kind, rate), ms in zip(rates.items(), whole):
+            print(f"best {kind} row: {gflop / ms * 1000:.0f} GFLOP/s, {100000 * gflop / ms / rate:.0f} % of that")
+        report[size] = {"rows": lines, "gflop": gflop, "rates": rates}
+    if len(sizes) > 1:
+        print("\n" + table(["cost of pixels", "ms end to end", "ms a megapixel"], [
+            [str(size), report[size]["rows"][-1][1], report[size]["rows"][-1][1] / size ** 2 / o.batch * 1e6]
+            for size in sizes]))
+    if device.type == "cuda":
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2 ** 20:.0f} MiB")
+    if o.out:
+        write(make_folder(o.out) / "bench.json", json.dumps({"device": name, "sizes": report}, indent=1))
+
+
+# ======================================================================================
+# 8  Matting: a person cut out of one's own photo
+# ======================================================================================
+
+
+def blur(x, radius):
+    """Box blur of C×H×W, computed on a grid as coarse as so wide a blur allows."""
+    step = max(1, radius // 3)
+    x, size = x[None], x.shape[-2:]
+    x = F.avg_pool2d(x, [min(step, side) for side in size], ceil_mode=True, count_include_pad=False)
+    reach = radius // step
+    x = F.avg_pool2d(x, 2 * reach + 1, 1, reach, count_include_pad=False)
+    return F.interpolate(x, size, mode="bilinear")[0]
+
+
+def estimate_foreground(image, alpha):
+    """The foreground colour F of image = αF + (1 − α)B, 3×H×W in [0, 1], by blur-fusion.
+
+    image 3×H×W and alpha 1×H×W in [0, 1]. Forte: Approximate Fast Foreground Colour Estimation
+    (ICIP 2021): F and B are blurred, each weighted by its share of a pixel, then F takes what
+    the blurred pair leaves of the image unexplained; a wide pass, then a narrow one.
+    """
+    foreground = background = image
+    for radius in (90, 6):
+        share = blur(alpha, radius)
+        foreground = blur(foreground * alpha, radius) / (share + 1e-5)
+        background = blur(background * (1 - alpha), radius) / (1 - share + 1e-5)
+        rest = image - composite(foreground, alpha, background)
+        foreground = (foreground + alpha * rest).clamp(0, 1)
+    return foreground
+
+
+def cut_out(net, photo, size, background=None):
+    """The alpha, the RGBA cut-out and, over a background, the composite of an RGB picture.
+
+    In strips of rows: float copies of a whole phone photo would take gigabytes.
+    """
+    alpha = predict(net, photo, size)[:1]
+    pieces = []
+    for top in range(0, photo.height, 512):
+        first = max(0, top - 96)  # as far as a pass of blur-fusion looks, and six more
+        rows = slice(first, top + 512 + 96)
+        a = alpha[:, rows]
+        strip = to_tensor(photo.crop((0, first, photo.width, min(photo.height, rows.stop))))
+        strip = estimate_foreground(strip, a) if 0 < a.mean() < 1 else strip
+        pieces.append(np.asarray(to_picture(strip[:, top - first:top - first + 512])))
+    colours = Image.fromarray(np.concatenate(pieces))
+    matte_ = to_picture(alpha)
+    over = None
+    if background:
+        over = ImageOps.fit(background, photo.size)
+        over.paste(colours, mask=matte_)
+    cutout = colours.copy()
+    cutout.putalpha(matte_)
+    return matte_, cutout, over
+
+
+def matte(o):
+    """`mlb.py matte`: cuts the people out of photos, with the old background's colour taken off."""
+    net, trained = load_net(o.weights, setup(o))
+    out, failed, names = make_folder(o.out), 0, set()
+    background = None
+    if o.background:
+        try:
+            background = Image.new("RGB", (8, 8), ImageColor.getrgb(o.background))
+        except ValueError:  # no colour: a picture then
+            background = read(o.background)
+    paths = [path for name in o.photos for path in
+             ([pathlib.Path(name, p) for p in pictures(name)] if os.path.isdir(name) else [pathlib.Path(name)])]
+    for path in paths:
+        try:
+            photo = read(path)
+            stem, k = path.stem, 2
+            while stem in names:
+                stem, k = f"{path.stem}-{k}", k + 1
+            names.add(stem)
+            kinds = zip(("alpha", "cutout", "composite"), cut_out(net, photo, o.size or trained, background))
+            for kind, picture in kinds:
+                if picture:
+                    picture.save(out / f"{stem}_{kind}.png", icc_profile=photo.info.get("icc_profile"),
+                                 compress_level=1)
+            print(out / f"{stem}_cutout.png", flush=True)
+        except (UserError, OSError) as problem:
+            failed += 1
+            print(f"mlb: error: {problem}".replace("\n", "\\n"), file=sys.stderr)
+    if failed:
+        raise UserError(f"{failed} of {len(paths)} photos failed, see above; the others are in {out}")
+
+
+def check_data(o):
+    """`mlb.py data`: looks through a data set without training: counts, damaged files, data.png."""
+    composites, backgrounds, naturals, tests = data = open_data(o)
+    labels = {path for pairs_ in (composites, naturals, tests) for _, path in pairs_}
+    bad = 0
+    for path in sorted({p for group in data for item in group for p in np.atleast_1d(item)}):
+        try:
+            read(path, label=path in labels, short=o.size)
+        except UserError as problem:
+            bad += 1
+            print(f"mlb: error: {problem}", file=sys.stderr)
+    for name, group in (("D_m", composites), ("D_s", naturals), ("test", tests)):
+        sizes = sorted((size_of(photo) for photo, _ in group), key=math.prod)
+        print(f"{name}: {len(group)} pairs, from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]} pixels")
+    mixer = Mixer(composites, backgrounds, naturals, o.mix, o.size, o.seed)
+    samples = [mixer[i] for i in range(8)]
+    rows = [[to_picture(s["image"]), s["target"][0], boundary_label(s["target"])[0]] for s in samples]
+    contact_sheet([(["image", "target", "boundary"], rows)]).save(o.out)
+    print(f"{o.out}: what a batch looks like")
+    if bad:
+        raise UserError(f"{bad} damaged files, see above; replace them or take them out")
+
+
+# ======================================================================================
 # 9  Command line
 # ======================================================================================
 
@@ -1059,11 +1315,11 @@ FOLDERS = {  # option: (its place below --data, what it holds)
 }
 TRAINING = {  # option: (default, help)
     "out": ("runs/mlb", "folder for all that the run writes"),
-    "size": (128, "side of a training picture, in pixels"),
+    "size": (128, "side of a training picture, in pixels, a multiple of 32"),
     "width": (32, "channels of the network's first stage"),
     "batch": (6, "pictures in a step, over all ranks"),
-    "teacher_steps": (900, "steps of the teacher"),
-    "steps": (900, "steps of the student"),
+    "teacher_steps": (1000, "steps of the teacher"),
+    "steps": (1300, "steps of the student"),
     "lr": (1e-2, "highest learning rate"),
     "mix": (0.25, "share of composites in the student's batches"),
     "band": (None, "trust α′ only within so many pixels of the mask's edge"),
@@ -1076,11 +1332,29 @@ TRAINING = {  # option: (default, help)
 COMPARISON = {  # what differs from TRAINING
     "out": ("runs/compare", "folder for tables, pictures, figures and weights"),
     "seeds": (3, "how many seeds, from 0"),
-    "steps": (800, "steps of every training"),
+    "steps": (650, "steps of every training"),
     "band": (8, "of the row MLB + band, in pixels"),
     "budget": (False, "sweep the number of mattes and masks instead"),
 }
-DEVICE = {"device": ("auto", "auto, cpu, cuda, cuda:1 ...")}
+DATA = {name: TRAINING[name] for name in ("size", "mix", "seed")}
+BENCH = {
+    "size": (512, "side of a frame"),
+    "sizes": ("", "several sides, such as 256,512,1024: how cost grows with pixels"),
+    "batch": (1, "frames at a time"),
+    "width": (32, "channels of the network's first stage"),
+    "weights": ("", "trained weights; random ones do for the time, not for the difference"),
+    "seconds": (10.0, "how long to measure each size"),
+    "out": ("", "folder for bench.json"),
+}
+MATTE = {
+    "weights": ("", "a teacher.pt or student.pt"),
+    "out": ("cutouts", "folder for the pictures"),
+    "background": ("", "colour (white, #30a0ff) or picture for a composite"),
+    "size": (0, "short side that the network sees; 0: as it was trained"),
+}
+EVAL = {name: MATTE[name] for name in ("weights", "size")}
+LIMITS = {"mix": (0, 1), "band": (1, 1e9), "batch": (1, 1e9), "width": (1, 4096), "seeds": (1, 1e9),
+          "steps": (1, 1e12), "teacher_steps": (1, 1e12), "workers": (0, 1e4), "lr": (0, 1e9), "seed": (0, 2 ** 63)}
 
 
 def folder(o, name):
@@ -1114,7 +1388,7 @@ def open_data(o):
 
 
 def evaluate_weights(o):
-    """`mlb.py eval`: the metrics of trained weights on any pair of folders."""
+    """`mlb.py eval`: the metrics of trained weights on any pair of folders"""
     net, size = load_net(o.weights, setup(o))
     tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
     print(table([f"{len(tests)} pictures", *COLUMNS], [[o.weights, *in_units(evaluate(net, tests, o.size or size))]]))
@@ -1125,38 +1399,55 @@ def parser():
     p = argparse.ArgumentParser(prog="mlb.py", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, run, options, folders, **extra):
-        c = commands.add_parser(name, help=run.__doc__.split(": ", 1)[1], description=run.__doc__,
+    shared = {k: v for k, v in TRAINING.items() if k not in ("teacher_steps", "seed", "resume")}
+    test, train_folders = ("test_image", "test_alpha"), [k for k in FOLDERS if k != "seg_alpha"]
+    for name, run, its_options, folders in (
+            ("train", train, TRAINING, train_folders), ("eval", evaluate_weights, EVAL, test),
+            ("compare", compare, {**shared, **COMPARISON}, FOLDERS), ("bench", bench, BENCH, ()),
+            ("matte", matte, MATTE, ()), ("data", check_data, {**DATA, "out": ("data.png", "the contact sheet")}, train_folders)):
+        what = run.__doc__.split("`: ", 1)[1]
+        c = commands.add_parser(name, help=what.splitlines()[0], description=what,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.set_defaults(run=run)
-        beside = pathlib.Path(__file__).with_name("data_sample")
-        c.add_argument("--data", default=str(beside), metavar="FOLDER", help="the data set")
+        if name == "matte":
+            c.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
+        if folders:
+            beside = str(pathlib.Path(__file__).with_name("data_sample"))
+            c.add_argument("--data", default=beside, metavar="FOLDER", help="the data set")
         for option in folders:
-            place, what = FOLDERS[option]
-            c.add_argument(f"--{option.replace('_', '-')}", default="", metavar="FOLDER", help=f"{what}; DATA/{place} by default")
-        for option, (default, what) in {**options, **DEVICE}.items():
+            place, holds = FOLDERS[option]
+            c.add_argument(f"--{option.replace('_', '-')}", metavar="FOLDER", default="",
+                           help=f"{holds}; by itself, instead of DATA/{place}")
+        for option, (default, meaning) in {**its_options, "device": ("auto", "auto, cpu, cuda, cuda:1")}.items():
             kind = {"action": "store_true"} if default is False else {
-                "type": int if default is None else type(default), "default": default}
-            c.add_argument("--" + option.replace("_", "-"), help=what, **kind)
-        return c
-
-    command("train", train, TRAINING, [name for name in FOLDERS if name != "seg_alpha"])
-    shared = {name: value for name, value in TRAINING.items()
-              if name not in ("teacher_steps", "seed", "resume")}
-    command("compare", compare, {**shared, **COMPARISON}, FOLDERS)
-    c = command("eval", evaluate_weights, {"size": (0, "short side that the network sees; 0: as it was trained")},
-                ["test_image", "test_alpha"])
-    c.add_argument("--weights", required=True, metavar="FILE", help="a teacher.pt or student.pt")
+                "type": type(default) if default is not None else int, "default": default}
+            if option == "weights" and name != "bench":
+                kind = {"required": True}
+            c.add_argument("--" + option.replace("_", "-"), help=meaning, **kind)
     return p
+
+
+def check_options(o):
+    """Refuses numbers that make no sense before anything is read or made."""
+    for name, (low, high) in LIMITS.items():
+        value = getattr(o, name, None)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name.replace('_', '-')} {value}: take a number from {low} to {high:g}")
+    if getattr(o, "amp", "off") not in ("auto", "off", "bf16", "fp16"):
+        raise UserError(f"--amp {o.amp}: take auto, off, bf16 or fp16")
+    sides = [str(o.size)] if not getattr(o, "sizes", "") else o.sizes.split(",")
+    if o.command in ("train", "compare", "bench", "data"):
+        for side in sides:
+            if not side.isdigit() or int(side) % 32 or not int(side):
+                raise UserError(f"--size{'s' * hasattr(o, 'sizes')} {side}: the network takes multiples of 32")
 
 
 def main(argv=None):
     """Runs a command -> exit status: 0, 2 after a UserError, 130 after Ctrl-C."""
     o = parser().parse_args(argv)
+    run = vars(o).pop("run")
     try:
-        run = o.run
-        del o.run
+        check_options(o)
         run(o)
         return 0
     except UserError as problem:  # from a worker it comes with a traceback before it

@@ -1,0 +1,1081 @@
+# SPDX-License-Identifier: MIT
+"""What mlb.py promises, in its own order: the quick checks first, the slow ones last.
+
+    python -m pytest                     all
+    python -m pytest -m "not slow"       those of under 5 s each
+    MLB=my_mlb python -m pytest          the same for your own copy, my_mlb.py
+"""
+import importlib
+import io
+import json
+import math
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+HERE = pathlib.Path(__file__).parent
+NAME = os.environ.get("MLB", "mlb")
+sys.path.insert(0, os.getcwd())
+mlb = importlib.import_module(NAME)
+SAMPLE = HERE / "data_sample"
+
+
+def same(got, expected, tolerance=1e-6):
+    """Fails with what was expected and what came."""
+    got, expected = np.asarray(got, float), np.asarray(expected, float)
+    assert got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}"
+    off = np.abs(got - expected).max() if got.size else 0
+    assert off <= tolerance, f"expected {expected}, got {got}, off by {off:.3g}"
+
+
+def run(*arguments, code=0, **extra):
+    """Runs the program as a user does; fails on another exit status or on a traceback."""
+    done = subprocess.run([sys.executable, mlb.__file__, *map(str, arguments)], text=True,
+                          capture_output=True, timeout=300, **extra)
+    assert done.returncode == code, f"status {done.returncode}, not {code}: {done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def fails(capsys, *arguments):
+    """Runs a command that must end in one line of error and status 2; returns the line."""
+    assert mlb.main([str(a) for a in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if not line.startswith("mlb: note:")]
+    assert len(lines) == 1 and lines[0].startswith("mlb: error: "), lines
+    return lines[0]
+
+
+def picture(path, size=(40, 40), mode="RGB", seed=0, **extra):
+    """Writes a random picture; returns its path."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    array = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.squeeze(), mode if channels > 1 else None).save(path, **extra)
+    return path
+
+
+def disc(path, size=(40, 40), mode="L"):
+    """Writes a label: a white disc on black."""
+    y, x = np.mgrid[:size[1], :size[0]]
+    inside = (x - size[0] / 2) ** 2 + (y - size[1] / 2) ** 2 < (min(size) / 3) ** 2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(255) * inside).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A toy data set in the layout of data_sample: 3 cut-outs, 2 backgrounds, 4 photos, 2 tests."""
+    for folder, count in (("matte/foreground", 3), ("matte/background", 2),
+                          ("segmentation/image", 4), ("test/image", 2)):
+        for k in range(count):
+            picture(tmp_path / "toy" / folder / f"{k}.jpg", seed=k)
+    for folder, count in (("matte/alpha", 3), ("segmentation/mask", 4), ("segmentation/alpha", 4), ("test/alpha", 2)):
+        for k in range(count):
+            disc(tmp_path / "toy" / folder / f"{k}.png")
+    return tmp_path / "toy"
+
+
+def options(*more, command="train"):
+    """The options of a small run."""
+    return mlb.parser().parse_args([command, "--size", "32", "--width", "8", "--batch", "4", "--device", "cpu",
+                                    "--amp", "off", *map(str, more)])
+
+
+def small(toy, out, *more):
+    """The arguments of a small run of train."""
+    return ["train", "--data", toy, "--out", out, "--size", 32, "--width", 8, "--batch", 4, "--teacher-steps", 6,
+            "--steps", 6, "--device", "cpu", *more]
+
+
+def mixer(data, mix, size=32, seed=0):
+    """A mixer over a data set in the layout of data_sample."""
+    return mlb.Mixer(mlb.pairs(data / "matte/foreground", data / "matte/alpha"),
+                     [data / "matte/background" / p for p in mlb.pictures(data / "matte/background")],
+                     mlb.pairs(data / "segmentation/image", data / "segmentation/mask"), mix, size, seed)
+
+
+# ---------------------------------------------------------------- 1 Data
+
+
+def test_pictures_leaves_out_strays_and_finds_nested_ones(tmp_path):
+    for name in ("b.JPG", "a/c.png", "._b.jpg", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [str(p) for p in mlb.pictures(tmp_path)] == ["a/c.png", "b.JPG"]
+    with pytest.raises(mlb.UserError, match="nowhere"):
+        mlb.pictures(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(mlb.UserError, match="empty"):
+        mlb.pictures(tmp_path / "empty")
+
+
+LAYOUTS = {  # published data sets: (photo, label) as they lie in their archives
+    "P3M-10k": ("train/blurred_image/p_1.jpg", "train/mask/p_1.png"),
+    "P3M-500-NP": ("validation/P3M-500-NP/original_image/p_1.jpg", "validation/P3M-500-NP/mask/p_1.png"),
+    "AIM-500": ("original/o_1.jpg", "mask/o_1.png"),
+    "PPM-100": ("image/1.jpg", "matte/1.jpg"),
+    "Adobe": ("fg/a b.jpg", "alpha/a b.jpg"),
+    "Distinctions-646": ("Fg_images/13(2).png", "Alpha_matte/13(2).png"),
+    "RealWorldPortrait-636": ("image/1.jpg", "alpha/1.png"),
+    "HHM50K": ("images/1.jpg", "alphas/1.png"),
+    "AISegment": ("clip_img/1803151818/clip_00000000/1803151818-00000003.jpg",
+                  "matting/1803151818/matting_00000000/1803151818-00000003.png"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_layouts_pair(name, tmp_path):
+    photo, label = LAYOUTS[name]
+    other = [part.replace("1", "2") for part in (photo, label)]
+    for p, q in ((photo, label), other):
+        picture(tmp_path / p)
+        if name == "AISegment":  # the matte is the alpha channel
+            (tmp_path / q).parent.mkdir(parents=True, exist_ok=True)
+            image = Image.open(tmp_path / p).convert("RGBA")
+            image.putalpha(Image.open(disc(tmp_path / "d.png")))
+            image.save(tmp_path / q)
+        else:
+            disc(tmp_path / q)
+        (tmp_path / q).with_name("._" + pathlib.Path(q).name).write_bytes(b"stray")
+    tops = [tmp_path / (p if name.startswith("P3M") else pathlib.Path(p).parts[0]) for p in (photo, label)]
+    tops = [top.parent if top.suffix else top for top in tops]
+    found = mlb.pairs(*tops)
+    assert [(p.stem, q.stem) for p, q in found] == sorted([(pathlib.Path(photo).stem,) * 2, (pathlib.Path(other[0]).stem,) * 2])
+    label = np.asarray(mlb.read(found[0][1], label=True))
+    assert label[20, 20] > 200 and label[0, 0] < 50, "the person is 255, the background 0"
+
+
+def test_pairs_counts_the_lonely_and_refuses_strangers(tmp_path, capsys):
+    for name in ("i/1.png", "i/2.png", "m/1.jpg", "m/3.jpg", "x/9.png"):
+        picture(tmp_path / name)
+    assert mlb.pairs(tmp_path / "i", tmp_path / "m") == [(tmp_path / "i/1.png", tmp_path / "m/1.jpg")]
+    said = capsys.readouterr().err
+    assert "2 pictures" in said and "2.png" in said and "3.jpg" in said
+    with pytest.raises(mlb.UserError, match="no picture has a partner"):
+        mlb.pairs(tmp_path / "i", tmp_path / "x")
+    picture(tmp_path / "m/1.png")
+    with pytest.raises(mlb.UserError, match="1.png"):
+        mlb.pairs(tmp_path / "i", tmp_path / "m")
+
+
+def test_read_turns_upright(tmp_path):
+    array = np.zeros((30, 50, 3), np.uint8)
+    array[:15] = 200  # stored: bright at the top; orientation 6 is shown turned right by 90 degrees
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "p.jpg", exif=exif, quality=95)
+    image = np.asarray(mlb.read(tmp_path / "p.jpg"))
+    assert image.shape == (50, 30, 3) and mlb.size_of(tmp_path / "p.jpg") == (30, 50)
+    assert image[:, 20:].mean() > 190 and image[:, :10].mean() < 10
+
+
+def test_read_drafts_large_jpegs_but_never_below_what_is_asked(tmp_path):
+    picture(tmp_path / "p.jpg", (800, 640))
+    assert mlb.read(tmp_path / "p.jpg").size == (800, 640)
+    assert min(mlb.read(tmp_path / "p.jpg", short=150).size) == 160
+    assert min(mlb.read(tmp_path / "p.jpg", short=161).size) == 320
+
+
+def test_labels_of_every_kind_mean_the_same(tmp_path):
+    disc(tmp_path / "L.png")
+    truth = np.asarray(Image.open(tmp_path / "L.png"))
+    disc(tmp_path / "bit.png", mode="1")
+    disc(tmp_path / "rgb.png", mode="RGB")
+    Image.fromarray(truth.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(truth // 255).save(tmp_path / "zero_one.png")
+    rgba = Image.new("RGBA", (40, 40), (200, 10, 10, 0))
+    rgba.putalpha(Image.fromarray(truth))
+    rgba.save(tmp_path / "rgba.png")
+    coloured = Image.fromarray(truth // 255 * 3)
+    coloured.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    coloured.save(tmp_path / "colours.png")
+    grey = Image.fromarray(truth // 255)
+    grey.putpalette([0, 0, 0, 255, 255, 255])
+    grey.save(tmp_path / "grey_palette.png")
+    for path in sorted(tmp_path.iterdir()):
+        label = mlb.read(path, label=True)
+        assert label.mode == "L", path
+        same(np.asarray(label), truth)
+
+
+def test_photos_of_every_kind_become_rgb(tmp_path):
+    picture(tmp_path / "cmyk.jpg", mode="CMYK")
+    picture(tmp_path / "grey.jpg", mode="L")
+    picture(tmp_path / "progressive.jpg", progressive=True)
+    picture(tmp_path / "rgba.png", mode="RGBA")
+    picture(tmp_path / "la.png", mode="LA")
+    picture(tmp_path / "lossless.webp")
+    Image.fromarray(np.full((40, 40), 65535, np.uint16)).save(tmp_path / "white16.png")
+    Image.open(picture(tmp_path / "x.png")).convert("P").save(tmp_path / "p.png", transparency=0)
+    frames = [Image.new("RGB", (40, 40), c) for c in ("red", "blue")]
+    for name in ("a.gif", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    for path in sorted(tmp_path.iterdir()):
+        image = mlb.read(path)
+        assert image.mode == "RGB" and image.size == (40, 40), path
+    assert mlb.read(tmp_path / "a.gif").getpixel((5, 5)) == (254, 0, 0) or mlb.read(tmp_path / "a.gif").getpixel((5, 5)) == (255, 0, 0)
+    assert mlb.read(tmp_path / "white16.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def hostile(folder):
+    """{kind: path} of files that no program likes to meet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = picture(folder / "whole.jpg", (300, 300)).read_bytes()
+    png = picture(folder / "whole.png", (300, 300)).read_bytes()
+    for name, content in {"zero.jpg": b"", "cut.jpg": whole[:len(whole) // 2], "cut.png": png[:len(png) // 2],
+                          "text.jpg": b"not a picture\n" * 9, "page.png": b"<!DOCTYPE html><html></html>",
+                          "new\nline.jpg": b"x", "ünï çødé.jpg": b"x", "-dash.jpg": b"x", "with space.jpg": b"x"}.items():
+        (folder / name).write_bytes(content)
+    for name, size in {"one.png": (1, 1), "thin.png": (1, 5000), "flat.png": (30000, 2)}.items():
+        picture(folder / name, size)
+    Image.new("1", (20000, 20000)).save(folder / "bomb.png")
+    (folder / "circle.jpg").symlink_to("circle.jpg")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    for name in ("whole.jpg", "whole.png"):
+        (folder / name).unlink()
+    return {p.name: p for p in folder.iterdir()} | {"gone.jpg": folder / "gone.jpg"}
+
+
+def test_hostile_files_are_named_in_one_error(tmp_path):
+    for name, path in hostile(tmp_path / "h").items():
+        with pytest.raises(mlb.UserError) as caught:
+            mlb.read(path)
+        assert str(path) in str(caught.value), name
+
+
+def test_composite_exercise2():
+    F, B = np.array([1.0, 0.5, 0.0]), np.array([0.0, 0.5, 1.0])
+    same(mlb.composite(F, 0.25, B), [0.25, 0.5, 0.75])
+    rng = np.random.default_rng(0)
+    F, B, a = rng.random((3, 4, 5)), rng.random((3, 4, 5)), rng.random((1, 4, 5))
+    image = mlb.composite(F, a, B)
+    same(mlb.composite(F, np.ones_like(a), B), F)
+    same(mlb.composite(F, np.zeros_like(a), B), B)
+    assert (image >= np.minimum(F, B) - 1e-9).all() and (image <= np.maximum(F, B) + 1e-9).all()
+    same((image - B) / (F - B), np.broadcast_to(a, F.shape), 1e-6)  # the equation solved for alpha
+
+
+def test_pictures_and_tensors_are_each_other(tmp_path):
+    image = Image.open(picture(tmp_path / "p.png", (7, 5)))
+    x = mlb.to_tensor(image)
+    assert x.shape == (3, 5, 7) and x.dtype == torch.float32
+    same(x[:, 2, 3], np.array(image.getpixel((3, 2))) / 255)
+    assert mlb.to_picture(x).tobytes() == image.tobytes()
+    grey = image.convert("L")
+    assert mlb.to_tensor(grey).shape == (1, 5, 7) and mlb.to_picture(mlb.to_tensor(grey)).tobytes() == grey.tobytes()
+    assert mlb.to_picture(torch.full((1, 1, 1), 1.5)).getpixel((0, 0)) == 255
+
+
+def test_mixer_is_a_pure_function_of_seed_and_index_exercise5(toy):
+    a, b = mixer(toy, 0.5), mixer(toy, 0.5)
+    for i in (3, 0, 7):
+        x, y = a[i], b[i]
+        assert torch.equal(x["image"], y["image"]) and torch.equal(x["target"], y["target"])
+        assert x["natural"] == y["natural"] and x["damaged"] == ""
+    assert not torch.equal(a[0]["image"], a[1]["image"])
+    assert not torch.equal(a[0]["image"], mixer(toy, 0.5, seed=1)[0]["image"])
+
+
+def test_mixer_shapes_ranges_and_ratio_exercise5(toy):
+    sample = mixer(toy, 0.5)[0]
+    assert sample["image"].shape == (3, 32, 32) and sample["target"].shape == (1, 32, 32)
+    assert sample["image"].dtype == sample["target"].dtype == torch.float32
+    assert 0 <= sample["image"].min() and sample["image"].max() <= 1 and sample["target"].max() > 0.9
+    for mix in (0, 0.25, 1):
+        share = np.mean([not mixer(toy, mix)[i]["natural"] for i in range(400)])
+        assert abs(share - mix) < 0.07 and (share == mix or 0 < mix < 1), f"expected {mix}, got {share}"
+
+
+def test_mixer_shows_image_and_target_through_one_window(tmp_path):
+    """Photos that are their own labels must come out as their own targets, light and noise aside."""
+    for folder in ("i", "m"):
+        disc(tmp_path / folder / "1.png", (60, 48), "RGB")
+    found = mlb.pairs(tmp_path / "i", tmp_path / "m")
+    samples = [mlb.Mixer([], [], found, 0, 32)[i] for i in range(30)]
+    for s in samples:
+        inside, outside = s["image"][:, s["target"][0] > 0.95], s["image"][:, s["target"][0] < 0.05]
+        assert inside.mean() > 0.6 and outside.mean() < 0.15
+    places = {tuple(torch.nonzero(s["target"][0] > 0.5).float().mean(0).round().tolist()) for s in samples}
+    assert len(places) > 5, "windows differ"
+
+
+def test_mixer_composites_the_foreground_by_its_alpha(tmp_path):
+    """Red people before blue: where alpha is 1 the picture is red, where it is 0 it is blue."""
+    for name, colour in (("f/1.png", "red"), ("b/1.png", "blue")):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (48, 48), colour).save(tmp_path / name)
+    disc(tmp_path / "a/1.png", (48, 48))
+    m = mlb.Mixer(mlb.pairs(tmp_path / "f", tmp_path / "a"), [tmp_path / "b/1.png"], [], 1.0, 32)
+    blue = []
+    for s in (m[i] for i in range(20)):
+        red = s["image"][:, s["target"][0] == 1]
+        assert red[0].mean() > 0.8 and red[1:].mean() < 0.1 and not s["natural"]
+        blue.append(s["image"][2, s["target"][0] == 0].mean())
+    assert np.mean(blue) > 0.5, "the background shows where alpha is 0"
+    alone = mlb.Mixer(mlb.pairs(tmp_path / "f", tmp_path / "a"), [], [], 1.0, 32)[0]
+    assert alone["image"][0].mean() > 0.8, "without backgrounds the photo stays as it is"
+
+
+def test_mirroring_a_sample_mirrors_its_target(tmp_path):
+    half = np.zeros((40, 40), np.uint8)
+    half[:, :20] = 255
+    for folder in ("i", "m"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(half).save(tmp_path / folder / "1.png")
+    m = mlb.Mixer([], [], mlb.pairs(tmp_path / "i", tmp_path / "m"), 0, 32)
+    sides = set()
+    for i in range(40):
+        s = m[i]
+        left_is_person = bool(s["target"][0, :, :4].mean() > s["target"][0, :, -4:].mean())
+        assert left_is_person == bool(s["image"][0, :, :4].mean() > s["image"][0, :, -4:].mean())
+        sides.add(left_is_person)
+    assert sides == {True, False}
+
+
+def test_target_is_taken_before_light_blur_and_noise(tmp_path):
+    (tmp_path / "m").mkdir()
+    Image.new("L", (40, 40), 255).save(tmp_path / "m/1.png")
+    picture(tmp_path / "i/1.png")
+    m = mlb.Mixer([], [], mlb.pairs(tmp_path / "i", tmp_path / "m"), 0, 32)
+    assert all((m[i]["target"] == 1).all() for i in range(20))
+
+
+def test_degrade_and_clutter_change_pictures_in_bounds(tmp_path):
+    grey = Image.new("RGB", (32, 32), (128, 128, 128))
+    means, noises, drawn = [], [], 0
+    for k in range(60):
+        x = mlb.degrade(grey, np.random.default_rng(k))
+        assert x.shape == (3, 32, 32) and 0 <= x.min() and x.max() <= 1
+        means.append(x.mean().item())
+        noises.append(x.std((1, 2)).mean().item())
+        drawn += mlb.clutter(grey, np.random.default_rng(k)).tobytes() != grey.tobytes()
+    assert 0.3 < min(means) < 0.45 and 0.55 < max(means) < 0.75, "light differs, mildly"
+    assert min(noises) < 1e-6 and 0.02 < max(noises) < 0.05, "some pictures are noisy"
+    assert 30 < drawn < 60 and grey.getpixel((9, 9)) == (128, 128, 128), "a copy is drawn on"
+    edge = Image.fromarray(np.repeat(np.uint8([[[0] * 3] * 16 + [[255] * 3] * 16]), 32, 0))
+    blurred = [mlb.degrade(edge, np.random.default_rng(k)) for k in range(60)]
+    share = np.mean([0.1 < x[0, 16, 15] < 0.8 for x in blurred])
+    assert 0.02 < share < 0.4, "some are out of focus"
+
+
+def test_a_damaged_file_is_replaced_and_named(toy):
+    (toy / "segmentation/image/1.jpg").write_bytes((toy / "segmentation/image/1.jpg").read_bytes()[:400])
+    samples = [mixer(toy, 0)[i] for i in range(40)]
+    named = [s["damaged"] for s in samples if s["damaged"]]
+    assert named and all("1.jpg" in text for text in named) and len(named) < 30
+    assert all(s["image"].shape == (3, 32, 32) for s in samples)
+    for k in range(4):
+        (toy / f"segmentation/image/{k}.jpg").write_bytes(b"")
+    with pytest.raises(mlb.UserError, match="ten damaged"):
+        mixer(toy, 0)[0]
+
+
+# ---------------------------------------------------------------- 2 Model
+
+
+def test_net_gives_two_full_size_maps_and_takes_multiples_of_32():
+    net = mlb.MattingNet(8).eval()
+    matte, boundary = net(torch.rand(2, 3, 64, 96))
+    assert matte.shape == boundary.shape == (2, 1, 64, 96) and not torch.equal(matte, boundary)
+    for shape in ((1, 3, 64, 70), (1, 3, 33, 64)):
+        with pytest.raises(ValueError, match="multiples of 32"):
+            net(torch.rand(shape))
+
+
+def test_net_sees_single_pixels_and_the_whole_picture():
+    torch.manual_seed(0)
+    net = mlb.MattingNet(8).eval()
+    x = torch.rand(1, 3, 128, 128, requires_grad=True)
+    net(x)[0][0, 0, 64, 64].backward()
+    reach = x.grad.abs().sum(1)[0]
+    assert reach[64, 64] > 0 and reach[0, 0] > 0, "a pixel depends on its own and on far ones"
+    y = net(x)[0][0, 0]
+    assert (y[::4, ::4] != y[1::4, 1::4]).any(), "the pixels of a 4×4 cell differ"
+
+
+def test_residual_adds_to_its_input():
+    layer = mlb.Residual(4).eval()
+    x = torch.randn(1, 4, 5, 5)
+    torch.nn.init.zeros_(layer.conv[0].weight)
+    same(layer(x).detach(), x)
+    torch.nn.init.ones_(layer.conv[0].weight)
+    assert (layer(x) >= x).all() and (layer(x) > x).any()
+
+
+def test_conv_divides_the_sides_and_is_folded_away():
+    for stride, size in ((1, 3), (2, 3), (4, 4)):
+        assert mlb.conv(3, 8, stride, size)(torch.rand(2, 3, 32, 64)).shape == (2, 8, 32 // stride, 64 // stride)
+    net = mlb.MattingNet(8)
+    for _ in range(5):
+        net(torch.rand(4, 3, 32, 32))  # running statistics other than 0 and 1
+    net.eval()
+    folded, x = mlb.fold(net), torch.rand(1, 3, 64, 64)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    same(folded(x)[0].detach(), net(x)[0].detach(), 1e-4)
+
+
+# ---------------------------------------------------------------- 3 MLB
+
+
+def test_boundary_label_exercise1():
+    M = torch.tensor([0, 0.04, 0.05, 0.06, 0.5, 0.94, 0.95, 0.96, 1])
+    same(mlb.boundary_label(M), [0, 0, 0, 1, 1, 1, 0, 0, 0])
+    same(mlb.boundary_label(M, 0.5, 0.99), [0, 0, 0, 0, 0, 1, 1, 1, 0])
+    assert mlb.boundary_label(torch.rand(2, 1, 3, 4)).shape == (2, 1, 3, 4)
+    assert mlb.boundary_label(M.double()).dtype == torch.float64
+
+
+def test_blend_exercise3():
+    M, a, S = torch.tensor([0.8]), torch.tensor([0.25]), torch.tensor([0.0])
+    same(mlb.blend(M, a, S), [0.2])
+    torch.manual_seed(0)
+    M, a, S = torch.rand(2, 1, 9, 9), torch.rand(2, 1, 9, 9), (torch.rand(2, 1, 9, 9) > 0.5).float()
+    B = mlb.blend(M, a, S)
+    same(mlb.blend(M, torch.zeros_like(a), S), S)
+    same(mlb.blend(M, torch.ones_like(a), S), M)
+    assert (B >= torch.minimum(M, S) - 1e-6).all() and (B <= torch.maximum(M, S) + 1e-6).all()
+    same((B - S) / (M - S), a, 1e-4)
+
+
+def test_blend_with_a_band_trusts_the_teacher_near_the_edge_only_exercise3():
+    S = torch.zeros(1, 1, 1, 20)
+    S[..., 10:] = 1  # the edge lies between pixels 9 and 10
+    B = mlb.blend(torch.full_like(S, 0.5), torch.ones_like(S), S, band=3)
+    same(B[0, 0, 0], [0] * 7 + [0.5] * 6 + [1] * 7)
+    same(mlb.blend(torch.full_like(S, 0.5), torch.ones_like(S), S, band=100)[0, 0, 0], [0.5] * 20)
+
+
+def test_edge_band_against_distances():
+    rng = np.random.default_rng(0)
+    S = (rng.random((24, 31)) > 0.85).astype(np.float32)
+    got = mlb.edge_band(torch.from_numpy(S)[None, None], 2)[0, 0].numpy()
+    y, x = np.mgrid[:24, :31]
+    expected = np.zeros_like(S)
+    for i in range(24):
+        for j in range(31):
+            near = S[(abs(y - i) <= 2) & (abs(x - j) <= 2)]
+            expected[i, j] = near.min() != near.max()
+    same(got, expected)
+    assert mlb.edge_band(torch.ones(1, 1, 8, 8), 3).sum() == 0, "no edge, no band"
+
+
+def test_laplacian_loss_exercise4():
+    flat = torch.full((1, 1, 32, 32), 0.3)
+    same(mlb.laplacian_loss(flat, flat), 0)
+    same(mlb.laplacian_loss(flat, flat + 0.5), 0, 1e-6)  # a constant lies in no band of the pyramid
+    checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 1.0
+    # a checkerboard lies in the finest band alone, where it is ±1/2 everywhere
+    same(mlb.laplacian_loss(checks[None, None], torch.zeros(1, 1, 32, 32), levels=1), 0.5)
+    same(mlb.laplacian_loss(checks[None, None], torch.zeros(1, 1, 32, 32), levels=4), 0.5 / 4)
+    blocks = checks.repeat_interleave(2, 0).repeat_interleave(2, 1)[:32, :32]  # the second band alone
+    same(mlb.laplacian_loss(blocks[None, None], torch.zeros(1, 1, 32, 32), levels=2), 2 * 0.5 / 2)
+
+
+def test_mlb_loss_by_hand():
+    """One white and one black pixel that the net holds for even chances; the first is boundary."""
+    zero = torch.zeros(1, 1, 16, 16)
+    target, boundary = zero.clone(), zero.clone()
+    target[..., :8], boundary[..., :4] = 1, 1
+    terms = mlb.mlb_loss(zero, zero, target, boundary)
+    same(terms["matte"], math.log(2))
+    same(terms["boundary"], math.log(2))
+    same(terms["detail"], 0.5)
+    same(terms["total"], sum(mlb.WEIGHTS[k] * terms[k] for k in mlb.WEIGHTS))
+    assert set(terms) == {*mlb.WEIGHTS, "total"} and all(t.shape == () for t in terms.values())
+    sure = mlb.mlb_loss(50 * (2 * target - 1), 50 * (2 * boundary - 1), target, boundary)
+    same(sure["total"], 0, 1e-5)
+
+
+def test_detail_is_the_error_at_the_boundary_of_each_picture():
+    target, boundary = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    boundary[0, 0, 0, :2] = 1  # two pixels, one of them wrong by 1
+    logits = torch.full((2, 1, 8, 8), -50.0)
+    logits[0, 0, 0, 0] = 50
+    logits[0, 0, 7, 7] = 50  # wrong too, but no boundary
+    same(mlb.mlb_loss(logits, logits, target, boundary)["detail"], (1 / 2 + 0) / 2)
+
+
+def test_loss_of_an_empty_boundary_is_finite_and_has_gradients():
+    logits = torch.zeros(1, 1, 16, 16, requires_grad=True)
+    terms = mlb.mlb_loss(logits, logits, torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16))
+    same(terms["detail"].detach(), 0)
+    terms["total"].backward()
+    assert torch.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0
+
+
+def test_loss_is_computed_in_fp32_under_autocast():
+    a, b = torch.randn(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+    plain = mlb.mlb_loss(a, a, b, mlb.boundary_label(b))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = mlb.mlb_loss(a, a, b, mlb.boundary_label(b))
+    assert all(cast[k].dtype == torch.float32 and cast[k] == plain[k] for k in plain)
+    half = mlb.mlb_loss(a.half(), a.half(), b.half(), mlb.boundary_label(b))
+    assert half["total"].dtype == torch.float32 and abs(half["total"] - plain["total"]) < 1e-2
+
+
+# ---------------------------------------------------------------- 4 Training
+
+
+def test_student_label_blends_photos_and_leaves_composites(toy):
+    def teacher(image):
+        return torch.full_like(image[:, :1], 2.0), torch.full_like(image[:, :1], -1.0)
+
+    image, S = torch.rand(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
+    natural = torch.tensor([True, False]).view(2, 1, 1, 1)
+    got = mlb.student_label(teacher)(image, S, natural)
+    M, a = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
+    same(got[0], (a * M + (1 - a) * S)[0])
+    same(got[1], S[1])
+
+
+def test_every_parameter_learns_and_the_teacher_does_not(toy):
+    o = options()
+    teacher, student = mlb.new_net(o, torch.device("cpu")).eval().requires_grad_(False), mlb.new_net(o, torch.device("cpu"))
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    start = {k: v.clone() for k, v in student.named_parameters()}
+    mlb.fit("student", student, mixer(toy, 0.5), 2, o, mlb.student_label(teacher))
+    still = [k for k, v in student.named_parameters() if torch.equal(v, start[k])]
+    assert not still, f"unchanged after two steps: {still}"
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_new_net_depends_on_its_seed_alone():
+    o = options()
+    torch.rand(3)
+    a = mlb.new_net(o, torch.device("cpu"))
+    torch.rand(5)
+    b = mlb.new_net(o, torch.device("cpu"))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    o.seed = 1
+    assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), mlb.new_net(o, torch.device("cpu")).parameters()))
+
+
+def test_fp16_takes_the_scaler_path_on_the_cpu(toy):
+    o = options()
+    o.amp, o.lr = "fp16", 1e-3
+    net, states = mlb.new_net(o, torch.device("cpu")), []
+    mlb.fit("t", net, mixer(toy, 0.5), 4, o, observe=lambda row, damaged, last, state: states.append(state()))
+    assert states[-1]["scaler"]["scale"] > 0 and states[-1]["scaler"]["_growth_tracker"] >= 1
+    assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_fit_reports_each_step_and_the_last(toy):
+    o, calls = options(), []
+    o.lr = 0.5
+    net = mlb.new_net(o, torch.device("cpu"))
+    mlb.fit("s", net, mixer(toy, 1), 5, o, observe=lambda row, damaged, last, state: calls.append((row, last)))
+    assert [row["step"] for row, _ in calls] == [1, 2, 3, 4, 5] and [last for _, last in calls] == [False] * 4 + [True]
+    row = calls[1][0]
+    assert {"stage", *mlb.WEIGHTS, "total", "lr", "seconds", "data_seconds", "step_seconds"} < set(row)
+    assert 0 < row["data_seconds"] < row["step_seconds"] <= row["seconds"]
+    lr = [row["lr"] for row, _ in calls]
+    assert lr[0] == pytest.approx(0.5 / 20) and lr[1] == pytest.approx(2 * lr[0]) and lr[4] == pytest.approx(
+        0.5 * (1 + math.cos(math.pi * 0.8)) / 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy):
+    o = options()
+    o.lr = float("nan")
+    with pytest.raises(mlb.UserError, match=r"matte is nan at step 2 of the teacher"):
+        mlb.fit("teacher", mlb.new_net(o, torch.device("cpu")), mixer(toy, 1), 5, o)
+
+
+def test_save_is_whole_or_not_at_all(tmp_path):
+    import resource
+    import signal
+    path = tmp_path / "a.pt"
+    mlb.save({"x": torch.ones(3)}, path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, limit[1]))  # as a full disk does it
+    try:
+        with pytest.raises(mlb.UserError, match="a.pt"):
+            mlb.save({"x": torch.ones(10 ** 6)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    same(mlb.load(path)["x"], [1, 1, 1])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"], "nothing half-written stays"
+
+
+class Evil:
+    """A pickle that would write a file if it were executed."""
+
+    def __reduce__(self):
+        return (open, ("executed", "w"))
+
+
+def test_bad_checkpoints_are_named_and_never_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mlb.save({"net": mlb.MattingNet(8).state_dict(), "width": 8, "size": 32}, tmp_path / "good.pt")
+    whole = (tmp_path / "good.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "empty.pt").touch()
+    picture(tmp_path / "p.png").rename(tmp_path / "picture.pt")
+    torch.save({"net": {}}, tmp_path / "other.pt")
+    torch.save([1], tmp_path / "list.pt")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"program": "mlb", "net": Evil()}, tmp_path / "evil2.pt")
+    mlb.save({"net": mlb.MattingNet(8).state_dict(), "width": 16, "size": 32}, tmp_path / "width.pt")
+    mlb.save({"net": {}}, tmp_path / "bare.pt")
+    for path in {p.name for p in tmp_path.glob("*.pt")} - {"good.pt"} | {"gone.pt"}:
+        with pytest.raises(mlb.UserError, match=path):
+            mlb.load_net(tmp_path / path, torch.device("cpu"))
+    assert not (tmp_path / "executed").exists()
+    net, size = mlb.load_net(tmp_path / "good.pt", torch.device("cpu"))
+    assert size == 32 and not net.training
+
+
+# ---------------------------------------------------------------- 5 Evaluation
+
+
+def test_metrics_by_hand_exercise6():
+    truth = np.zeros((40, 50))
+    prediction = truth.copy()
+    prediction[:20] = 0.5
+    m = mlb.metrics(prediction, truth)
+    same(m["SAD"], 0.5 * 1000 / 1000)
+    same(m["MSE"], 0.125)
+    same(m["MAD"], 0.25)
+    assert math.isnan(m["Boundary MAD"]), "no boundary, no figure"
+    assert set(m) == {"SAD", "MSE", "MAD", "Grad", "Conn", "Boundary MAD"}
+    assert all(v == 0 for k, v in mlb.metrics(truth, truth).items() if k != "Boundary MAD")
+    with pytest.raises(ValueError):
+        mlb.metrics(truth[None], truth[None])
+    with pytest.raises(ValueError):
+        mlb.metrics(truth, truth.T)
+
+
+def test_boundary_mad_looks_two_pixels_around_the_boundary_exercise6():
+    truth = np.zeros((9, 20))
+    truth[:, 10], truth[:, 11:] = 0.5, 1
+    prediction = truth.copy()
+    prediction[:, 8] += 0.5   # two pixels off: counts
+    prediction[:, 7] += 0.5   # three: does not
+    same(mlb.metrics(prediction, truth)["Boundary MAD"], 0.5 / 5)
+
+
+def grad_reference(x):
+    """|∇x| by direct 2-D convolution with the analytic derivative of a Gaussian, mirrored border."""
+    sigma, reach = 1.4, 6
+    d = np.arange(-reach, reach + 1)
+    g = np.exp(-d ** 2 / (2 * sigma ** 2))
+    g = g / g.sum()
+    dg = -d / sigma ** 2 * g
+    big = np.pad(x, reach, mode="symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(big, (2 * reach + 1,) * 2)
+    return np.hypot(np.einsum("ijkl,k,l->ij", windows, dg, g), np.einsum("ijkl,k,l->ij", windows, g, dg))
+
+
+def components(mask):
+    """4-connected components by flood fill, in row order of their first pixel."""
+    seen, found = np.zeros_like(mask), []
+    for start in zip(*np.nonzero(mask)):
+        if not seen[start]:
+            seen[start], stack, pixels = True, [start], []
+            while stack:
+                i, j = stack.pop()
+                pixels.append((i, j))
+                for p in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                    if 0 <= p[0] < mask.shape[0] and 0 <= p[1] < mask.shape[1] and mask[p] and not seen[p]:
+                        seen[p] = True
+                        stack.append(p)
+            found.append(pixels)
+    return found
+
+
+def conn_reference(p, t):
+    """Conn pixel by pixel, from its definition."""
+    last = np.full(t.shape, np.nan)
+    for k in range(1, 11):
+        found = components((p >= k / 10) & (t >= k / 10))
+        if found:
+            largest = set(max(found, key=len))  # max keeps the first of equals
+            for ij in np.ndindex(t.shape):
+                if ij not in largest and np.isnan(last[ij]):
+                    last[ij] = (k - 1) / 10
+    last[np.isnan(last)] = 1
+
+    def phi(x):
+        d = x - last
+        return np.where(d >= 0.15, 1 - d, 1)
+    return np.abs(phi(p) - phi(t)).sum() / 1000
+
+
+def spiral(n):
+    """A one-pixel spiral path: one component that is n²/2 long."""
+    x, (i, j), (di, dj) = np.zeros((n, n)), (0, 0), (0, 1)
+    x[0, 0] = 1
+    while True:
+        for turn in range(2):
+            a, b = i + di, j + dj
+            ahead = (a + di, b + dj)
+            if 0 <= a < n and 0 <= b < n and not x[a, b] and not (
+                    0 <= ahead[0] < n and 0 <= ahead[1] < n and x[ahead]):
+                break
+            di, dj = dj, -di
+        else:
+            return x
+        i, j = a, b
+        x[i, j] = 1
+
+
+def adversarial(k):
+    """Pair k of (prediction, truth): random mattes of all densities, then shapes that break shortcuts."""
+    rng = np.random.default_rng(k)
+    h, w = rng.integers(3, 22, 2)
+    shapes = [spiral(19), (np.indices((16, 17)).sum(0) % 2) * 1.0, np.zeros((9, 9)), np.ones((7, 5)),
+              np.kron(np.eye(4), np.ones((3, 3))), np.tile([1.0, 0, 1, 0, 0.4], (6, 3))]
+    if k % 4 == 0:
+        t = shapes[k // 4 % len(shapes)]
+        p = [t, 1 - t, np.zeros_like(t), t * rng.random(t.shape)][k // 4 % 4]
+    else:
+        t = (rng.random((h, w)) ** rng.uniform(0.2, 3)).round(int(rng.integers(1, 4)))
+        p = np.clip(t + rng.normal(0, 0.2, t.shape), 0, 1) if k % 2 else rng.integers(0, 256, t.shape) / 255
+    return p, t
+
+
+def test_metrics_against_independent_computations_on_200_pairs():
+    for k in range(200):
+        p, t = adversarial(k)
+        m = mlb.metrics(p, t)
+        expected = {"SAD": sum(abs(a - b) for a, b in zip(p.flat, t.flat)) / 1000,
+                    "MSE": sum((a - b) ** 2 for a, b in zip(p.flat, t.flat)) / p.size,
+                    "MAD": sum(abs(a - b) for a, b in zip(p.flat, t.flat)) / p.size,
+                    "Grad": ((grad_reference(p) - grad_reference(t)) ** 2).sum() / 10,
+                    "Conn": conn_reference(p, t)}
+        for name, value in expected.items():
+            assert m[name] == pytest.approx(value, rel=1e-5, abs=1e-9), f"pair {k}: {name}"
+
+
+def test_largest_component_takes_the_first_of_equals():
+    mask = np.array([[0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
+    same(mlb.largest_component(mask), mask & (np.arange(4) == 1) & (np.arange(4)[:, None] < 2))
+    assert not mlb.largest_component(np.zeros((3, 4), bool)).any()
+
+
+def test_conn_of_512_pixels_takes_under_half_a_second():
+    rng = np.random.default_rng(0)
+    noise = rng.random((512, 512))
+    for p, t in ((noise, rng.random((512, 512))), (np.kron(spiral(64), np.ones((8, 8))), np.ones((512, 512)))):
+        begun = time.perf_counter()
+        mlb.connectivity(p, t)
+        assert time.perf_counter() - begun < 0.5
+
+
+class Probe(torch.nn.Module):
+    """A network whose matte is the red channel and whose boundary is the green one."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.unused = [], torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        self.seen.append(tuple(x.shape))
+        return torch.logit(x[:, :1], 1e-6), torch.logit(x[:, 1:2], 1e-6)
+
+
+def test_predict_keeps_size_and_aspect(tmp_path):
+    y, x = np.mgrid[:90, :150]
+    image = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+    probe = Probe()
+    maps = mlb.predict(probe, image)
+    assert maps.shape == (2, 90, 150) and probe.seen == [(1, 3, 96, 160)]
+    same(maps[0] * 255, x, 0.01)
+    same(maps[1] * 255, y, 0.01)
+    maps = mlb.predict(probe, image, 45)
+    assert maps.shape == (2, 90, 150) and probe.seen[1] == (1, 3, 64, 96), "short side 45, aspect kept, padded"
+    same(maps[0, 9:-9, 9:-9] * 255, x[9:-9, 9:-9], 2)
+
+
+def test_evaluate_is_the_mean_over_pictures(tmp_path):
+    tests = []
+    for k, level in enumerate((0, 51)):
+        Image.new("RGB", (40, 40), (level, 0, 0)).save(tmp_path / f"{k}.png")
+        Image.new("L", (40, 40), 0).save(tmp_path / f"{k}a.png")
+        tests.append((tmp_path / f"{k}.png", tmp_path / f"{k}a.png"))
+    score = mlb.evaluate(Probe(), tests, 0)
+    same([score["MAD"], score["MSE"]], [0.1, 0.02], 1e-5)
+
+
+def test_table_and_contact_sheet(tmp_path):
+    assert mlb.table(["a", "bb"], [["xyz", 1.5], ["q", "long"]]).splitlines() == [
+        "| a   |   bb |", "| --- | ---: |", "| xyz | 1.50 |", "| q   | long |"]
+    red = Image.new("RGB", (10, 10), "red")
+    sheet = mlb.contact_sheet([(["one", "two"], [[red, torch.zeros(10, 10)]])], cell=50)
+    assert sheet.size == (4 + 2 * 54, 4 + 22 + 54)
+    assert sheet.getpixel((29, 51)) == (255, 0, 0) and sheet.getpixel((83, 51)) == (0, 0, 0)
+    assert min(np.asarray(sheet)[4:26].min(2).ravel()) < 100, "titles are drawn"
+
+
+# ---------------------------------------------------------------- 6 Comparison
+
+
+def test_compare_table_closes_the_gap():
+    def row(mse):
+        return {"SAD": 1.0, "MSE": mse, "MAD": 0.1, "Grad": 2.0, "Conn": 3.0, "Boundary MAD": 0.2}
+
+    scores = {f"{name}, {seed}": row(mse + 0.01 * seed) for seed in (0, 1)
+              for name, mse in (("segmentation only", 0.05), ("MLB (paper)", 0.035), ("upper bound", 0.03))}
+    lines = mlb.compare_table(scores, ["segmentation only", "MLB (paper)", "upper bound"], 2).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[3][0] == "MLB (paper)" and cells[3][2] == "40.0 ± 5.0" and cells[3][-1] == "75 %"
+    assert cells[2][-1] == "0 %" and cells[4][-1] == "100 %" and cells[3][1] == "1.0 ± 0.0"
+    assert "gap" not in mlb.compare_table(scores, ["segmentation only"], 2)
+
+
+def test_bars_are_as_long_as_their_means():
+    chart = np.asarray(mlb.bars(["a", "MLB"], [10, 20], [0, 5], 500)).astype(int)
+    blue = (abs(chart - [0x8f, 0xa9, 0xc4]).sum(-1) < 9).sum(1).max()
+    orange = (abs(chart - [0xd9, 0x8f, 0x4e]).sum(-1) < 9).sum(1).max()
+    assert abs(orange - 2 * blue) <= 4 and 280 < orange < 310
+
+
+# ---------------------------------------------------------------- 7 Benchmark
+
+
+def test_seconds_of_measures_a_call():
+    assert 0.02 < mlb.seconds_of(lambda: time.sleep(0.02)) < 0.2
+
+
+# ---------------------------------------------------------------- 8 Matting
+
+
+def test_blur_is_a_box_mean():
+    x = torch.zeros(1, 61, 61)
+    x[0, 30, 30] = 1
+    y = mlb.blur(x, 6)
+    assert y[0, 30, 30] > 0 and y[0, 30, 34] > 0 and y[0, 30, 42] == 0
+    same(mlb.blur(torch.full((2, 40, 30), 0.3), 90), np.full((2, 40, 30), 0.3), 1e-5)
+
+
+def test_estimate_foreground_takes_the_background_off_exercise7():
+    """Composites of known foreground: at most half the colour error of the photo as it is."""
+    files = sorted((SAMPLE / "matte/foreground").iterdir())[:4]
+    ratios = []
+    for k, path in enumerate(files):
+        truth = mlb.to_tensor(mlb.read(path))
+        alpha = mlb.to_tensor(mlb.read(SAMPLE / "matte/alpha" / f"{path.stem}.png", label=True))
+        background = torch.tensor([[0.1, 0.8, 0.2], [0.9, 0.1, 0.7], [0.0, 0.2, 0.9], [1.0, 1.0, 0.2]])[k]
+        image = mlb.composite(truth, alpha, background.view(3, 1, 1))
+        found = mlb.estimate_foreground(image, alpha)
+        assert found.shape == image.shape and 0 <= found.min() and found.max() <= 1
+        edge = ((alpha > 0.05) & (alpha < 0.95)).expand_as(image)
+        ratios.append(((found - truth)[edge].abs().mean() / (image - truth)[edge].abs().mean()).item())
+    assert np.mean(ratios) <= 0.5, f"expected at most 0.5 of the photo's colour error, got {ratios}"
+
+
+def test_estimate_foreground_leaves_what_is_opaque_exercise7():
+    image = torch.rand(3, 40, 40)
+    same(mlb.estimate_foreground(image, torch.ones(1, 40, 40)), image, 1e-3)
+
+
+def test_cut_out_in_strips_equals_one_piece(monkeypatch):
+    y, x = np.mgrid[:700, :64]
+    array = np.stack([128 + 127 * np.sin(x / 9), y / 3, 40 + 0 * x], -1).astype(np.uint8)
+    image = Image.fromarray(array)
+    alpha, cutout, over = mlb.cut_out(Probe(), image, 0, Image.new("RGB", (8, 8), "white"))
+    a = mlb.to_tensor(image)[:1]
+    whole = mlb.estimate_foreground(mlb.to_tensor(image), a)
+    assert cutout.size == alpha.size == over.size == (64, 700) and cutout.mode == "RGBA"
+    difference = np.abs(np.asarray(cutout.convert("RGB"), int) - np.asarray(mlb.to_picture(whole), int))
+    assert np.median(difference) <= 1 and difference[a[0].numpy() > 0.2].mean() < 6
+    same(np.asarray(cutout.getchannel("A")), np.asarray(alpha))
+    expected = mlb.composite(np.asarray(cutout.convert("RGB"), float), np.asarray(alpha)[..., None] / 255, 255.0)
+    same(np.asarray(over), expected, 1.5)
+
+
+# ---------------------------------------------------------------- 9 Command line: bad input
+
+
+@pytest.mark.parametrize("change, named", [
+    (lambda d: shutil.rmtree(d / "matte/alpha"), "matte/alpha"),
+    (lambda d: [p.unlink() for p in (d / "test/image").iterdir()], "test/image"),
+    (lambda d: picture(d / "segmentation/mask/2.png", (39, 40), "L"), "2.png"),
+    (lambda d: (d / "matte/foreground/1.jpg").write_text("text"), "foreground/1.jpg"),
+    (lambda d: (d / "matte/background/1.jpg").write_bytes(b""), "background/1.jpg"),
+    (lambda d: picture(d / "test/image/1.jpg", (1, 1)), "test/image/1.jpg"),
+    (lambda d: [p.rename(p.with_name("x" + p.name)) for p in (d / "test/alpha").iterdir()], "test/image"),
+])
+def test_bad_data_is_named_before_the_first_step(change, named, toy, tmp_path, capsys):
+    change(toy)
+    assert named in fails(capsys, *small(toy, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_options_are_named(toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "file").touch()
+    assert "file" in fails(capsys, *small(toy, tmp_path / "file"))
+    assert "multiple of 32" in fails(capsys, *small(toy, out, "--size", 50))
+    assert "cpu" in fails(capsys, *small(toy, out, "--device", "cuda:77"))
+    assert "--device" in fails(capsys, *small(toy, out, "--device", "gpu"))
+    assert "--mix" in fails(capsys, *small(toy, out, "--mix", 1.5))
+    assert "--band" in fails(capsys, *small(toy, out, "--band", 0))
+    assert "--batch" in fails(capsys, *small(toy, out, "--batch", 0))
+    assert "--amp" in fails(capsys, *small(toy, out, "--amp", "half"))
+    assert "--seeds" in fails(capsys, "compare", "--seeds", 0, "--out", out)
+    assert "multiples of 32" in fails(capsys, "bench", "--size", 100)
+    assert "--sizes" in fails(capsys, "bench", "--sizes", "256,big")
+    assert "gone.pt" in fails(capsys, "eval", "--weights", tmp_path / "gone.pt")
+    assert not out.exists()
+    for arguments in (["train", "--steps", "many"], ["fly"], []):
+        with pytest.raises(SystemExit, match="2"):
+            mlb.main(arguments)
+
+
+def test_help_states_every_default():
+    for command in ("train", "eval", "compare", "bench", "matte", "data"):
+        text = " ".join(run(command, "--help").stdout.split())
+        o = vars(mlb.parser().parse_args([command] + {"eval": ["--weights", "w"], "matte": ["p", "--weights", "w"]}.get(command, [])))
+        for name, default in o.items():
+            if name not in ("run", "command", "photos", "weights", *mlb.FOLDERS) and default not in (None, False, ""):
+                assert f"(default: {default})" in text, f"{command} --{name}: help does not say {default}"
+
+
+# ---------------------------------------------------------------- the program as a user runs it
+
+
+def test_train_writes_what_it_promises(toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert mlb.main([str(a) for a in small(toy, out)]) == 0
+    said = capsys.readouterr().out
+    assert "| teacher" in said and "| student" in said and "MSE" in said and str(out) in said
+    assert {p.name for p in out.iterdir()} == {"teacher.pt", "student.pt", "last.pt", "config.json", "log.csv",
+                                               "metrics.json", "panel.png"}
+    lines = (out / "log.csv").read_text().splitlines()
+    assert len(lines) == 1 + 12 and lines[0].startswith("stage,step,matte,") and lines[-1].startswith("student,6,")
+    assert all(line.count(",") == lines[0].count(",") for line in lines)
+    scores = json.loads((out / "metrics.json").read_text())
+    assert set(scores) == {"teacher", "student"} and 0 < scores["student"]["MSE"] < 1
+    assert json.loads((out / "config.json").read_text())["steps"] == 6
+    assert Image.open(out / "panel.png").size[0] > 800
+    assert mlb.main(["eval", "--weights", str(out / "student.pt"), "--data", str(toy), "--device", "cpu"]) == 0
+    assert f"{1000 * scores['student']['MSE']:.2f}" in capsys.readouterr().out, "eval finds train's figures"
+    assert "holds a run" in fails(capsys, *small(toy, out))
+    assert "--lr" in fails(capsys, *small(toy, out, "--resume", "--lr", 0.5))
+    (out / "last.pt").write_bytes(b"")
+    assert "last.pt" in fails(capsys, *small(toy, out, "--resume"))
+
+
+def weights(path):
+    """The student's weights of a run as one vector."""
+    return torch.cat([v.flatten().double() for v in mlb.load(path / "student.pt")["net"].values()])
+
+
+def test_a_damaged_file_in_a_long_run_is_named_once(toy, tmp_path, capsys):
+    damaged = toy / "segmentation/image/1.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:700])  # its header is whole
+    assert mlb.main([str(a) for a in small(toy, tmp_path / "out", "--mix", 0)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("1.jpg") == 1 and "1 damaged files" in said
+
+
+def test_interrupted_by_ctrl_c_it_saves_and_says_how_to_go_on(toy, tmp_path, capsys, monkeypatch):
+    import signal
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert mlb.main([str(a) for a in small(toy, plain)]) == 0
+    step, count = mlb.train_step, []
+
+    def pressed(*a):
+        count.append(1)
+        if len(count) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*a)
+
+    monkeypatch.setattr(mlb, "train_step", pressed)
+    assert mlb.main([str(a) for a in small(toy, out)]) == 130
+    assert "--resume" in capsys.readouterr().err and len(count) == 9
+    assert mlb.main([str(a) for a in small(toy, out, "--resume")]) == 0
+    assert len(count) == 12 and torch.equal(weights(out), weights(plain))
+    rows = (out / "log.csv").read_text().splitlines()
+    assert [r.split(",")[1] for r in rows[1:]] == [str(k) for k in (1, 2, 3, 4, 5, 6) * 2]
+
+
+KILLED = "import sys, mlb; mlb.KEEP_SECONDS = 0; sys.exit(mlb.main(sys.argv[1:]))".replace("mlb", NAME)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, tmp_path):
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    arguments = [str(a) for a in small(toy, plain, "--steps", 40, "--teacher-steps", 40)]
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, capture_output=True, cwd=HERE)
+    whole = time.monotonic() - begun
+    arguments = [str(a) for a in small(toy, out, "--steps", 40, "--teacher-steps", 40, "--resume")]
+    for share in (0.45, 0.6, 0.75):
+        child = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stdout=subprocess.DEVNULL, cwd=HERE)
+        time.sleep(share * whole)
+        child.kill()
+        child.wait()
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, capture_output=True, cwd=HERE)
+    assert torch.equal(weights(out), weights(plain))
+    assert len((out / "log.csv").read_text().splitlines()) == 81
+
+
+@pytest.mark.slow
+def test_same_seed_same_weights_whatever_the_workers(toy, tmp_path):
+    for name, workers in (("a", 0), ("b", 0), ("c", 2)):
+        run(*small(toy, tmp_path / name, "--workers", workers))
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b")), "the same command twice"
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "c")), "workers change nothing"
+
+
+@pytest.mark.slow
+def test_overfits_one_batch():
+    o = options("--lr", 5e-3)
+    o.size, o.width = 64, 32
+    net, rows = mlb.new_net(o, torch.device("cpu")), []
+    samples = [mixer(SAMPLE, 0, 64)[i] for i in range(4)]
+
+    class Same(torch.utils.data.Dataset):
+        def __getitem__(self, i):
+            return samples[i % 4]
+
+    mlb.fit("t", net, Same(), 120, o, observe=lambda row, *rest: rows.append(row))
+    assert rows[-1]["matte"] < 0.1 * rows[0]["matte"], f"from {rows[0]['matte']} to {rows[-1]['matte']}"
+    assert rows[0]["matte"] == pytest.approx(math.log(2), abs=0.3), "an untrained net's loss is chance's"
+
+
+RANKS = """
+import sys, torch, mlb
+mlb.MattingNet.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+sys.exit(mlb.main(sys.argv[1:]))
+""".replace("mlb", NAME)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns(toy, tmp_path):
+    """The same global batch; batch norm in eval mode, since each rank has statistics of its own."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    curves = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        arguments = [str(a) for a in small(toy, out, "--teacher-steps", 20, "--steps", 20)]
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0",
+                        str(tmp_path / "ranks.py"), *arguments],
+                       check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
+        rows = [line.split(",") for line in (out / "log.csv").read_text().splitlines()]
+        curves.append([float(row[rows[0].index("total")]) for row in rows[1:]])
+    same(curves[1], curves[0], 1e-4)
+
+
+@pytest.mark.slow
+def test_the_student_beats_the_teacher(tmp_path, capsys):
+    """The method's promise, in a run a tenth as long as the README's."""
+    out = tmp_path / "out"
+    assert mlb.main(["train", "--out", str(out), "--size", "64", "--teacher-steps", "120", "--steps", "200",
+                     "--device", "cpu"]) == 0
+    scores = json.loads((out / "metrics.json").read_text())
+    assert scores["student"]["MSE"] < 0.7 * scores["teacher"]["MSE"], scores
