@@ -704,7 +704,7 @@ def train(o):
         save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{stage}.pt")
     scores = {stage: evaluate(net, tests, o.size) for stage, net in nets.items()}
     write(out / "metrics.json", json.dumps(scores, indent=1) + "\n")
-    train_panel(nets, naturals[:3], tests[:4], o).save(out / "panel.png")
+    train_panel(nets, naturals, tests[:4], o).save(out / "panel.png")
     print(table(["test pictures", *COLUMNS], [[name, *in_units(scores[name])] for name in scores]))
     if damaged:
         note(f"{len(damaged)} damaged files were replaced by other samples, see above")
@@ -808,7 +808,8 @@ def predict(net, photo, size=0):
 
 def mean_metrics(rows):
     """The mean of each metric over pictures; one without a boundary does not count for its MAD."""
-    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+    known = {name: [row[name] for row in rows if not math.isnan(row[name])] for name in rows[0]}
+    return {name: float(np.mean(values)) if values else None for name, values in known.items()}
 
 
 def evaluate(net, tests, size):
@@ -822,7 +823,8 @@ COLUMNS = ["SAD", "MSE e-3", "MAD e-3", "Grad", "Conn", "Boundary MAD e-3"]
 
 def in_units(score):
     """The metrics in the units of COLUMNS."""
-    return [value * (1000 if name.endswith("e-3") else 1) for name, value in zip(COLUMNS, score.values())]
+    return [(math.nan if value is None else value) * (1000 if name.endswith("e-3") else 1)
+            for name, value in zip(COLUMNS, score.values())]
 
 
 def table(head, rows):
@@ -859,10 +861,15 @@ def train_panel(nets, naturals, tests, o):
     """A sheet: how labels come about on photos of D_s, and what is made of test pictures."""
     labels, mattes = [], []
     for photo, mask in naturals:
-        image, S = read(photo), to_tensor(read(mask, label=True))[None]
+        try:
+            image, S = read(photo), to_tensor(read(mask, label=True))[None]
+        except UserError:  # named already, while training
+            continue
         M_t, alpha_t = predict(nets["teacher"], image, o.size)[:, None, None]
         B = blend(M_t, alpha_t, S, o.band)
         labels.append([image, S[0, 0], M_t[0, 0], alpha_t[0, 0], B[0, 0]])
+        if len(labels) == 3:
+            break
     for photo, matte in tests:
         image = read(photo)
         M_t, alpha_t = predict(nets["teacher"], image, o.size)
@@ -1382,6 +1389,8 @@ def open_data(o):
         size_of(path)
     naturals = checked(folder(o, "seg_image"), folder(o, "seg_mask"))
     tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
+    for photo, matte_ in tests:  # a damaged one would spoil the end of a long run
+        read(photo), read(matte_, label=True)
     print(f"D_m: {len(composites)} mattes, {len(backgrounds)} backgrounds. D_s: {len(naturals)} masks. "
           f"Test: {len(tests)} pictures.", flush=True)
     return composites, backgrounds, naturals, tests

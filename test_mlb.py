@@ -60,7 +60,7 @@ def picture(path, size=(40, 40), mode="RGB", seed=0, **extra):
     channels = len(Image.new(mode, (1, 1)).getbands())
     array = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array.squeeze(), mode if channels > 1 else None).save(path, **extra)
+    Image.fromarray(array if channels > 1 else array[..., 0], mode).save(path, **extra)
     return path
 
 
@@ -137,7 +137,7 @@ LAYOUTS = {  # published data sets: (photo, label) as they lie in their archives
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_published_layouts_pair(name, tmp_path):
     photo, label = LAYOUTS[name]
-    other = [part.replace("1", "2") for part in (photo, label)]
+    other = [part.replace("1", "2").replace("a b", "c d") for part in (photo, label)]
     for p, q in ((photo, label), other):
         picture(tmp_path / p)
         if name == "AISegment":  # the matte is the alpha channel
@@ -378,6 +378,7 @@ def test_a_damaged_file_is_replaced_and_named(toy):
     assert all(s["image"].shape == (3, 32, 32) for s in samples)
     for k in range(4):
         (toy / f"segmentation/image/{k}.jpg").write_bytes(b"")
+    mlb.read_once.cache_clear()
     with pytest.raises(mlb.UserError, match="ten damaged"):
         mixer(toy, 0)[0]
 
@@ -499,9 +500,9 @@ def test_mlb_loss_by_hand():
 
 
 def test_detail_is_the_error_at_the_boundary_of_each_picture():
-    target, boundary = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    target, boundary = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
     boundary[0, 0, 0, :2] = 1  # two pixels, one of them wrong by 1
-    logits = torch.full((2, 1, 8, 8), -50.0)
+    logits = torch.full((2, 1, 16, 16), -50.0)
     logits[0, 0, 0, 0] = 50
     logits[0, 0, 7, 7] = 50  # wrong too, but no boundary
     same(mlb.mlb_loss(logits, logits, target, boundary)["detail"], (1 / 2 + 0) / 2)
@@ -586,10 +587,10 @@ def test_fit_reports_each_step_and_the_last(toy):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy):
-    o = options()
-    o.lr = float("nan")
-    with pytest.raises(mlb.UserError, match=r"matte is nan at step 2 of the teacher"):
-        mlb.fit("teacher", mlb.new_net(o, torch.device("cpu")), mixer(toy, 1), 5, o)
+    net = mlb.new_net(options(), torch.device("cpu"))
+    torch.nn.init.constant_(net.head.bias, math.nan)
+    with pytest.raises(mlb.UserError, match=r"matte is nan at step 1 of the teacher"):
+        mlb.fit("teacher", net, mixer(toy, 1), 5, options())
 
 
 def test_save_is_whole_or_not_at_all(tmp_path):
@@ -769,9 +770,7 @@ def test_conn_of_512_pixels_takes_under_half_a_second():
     rng = np.random.default_rng(0)
     noise = rng.random((512, 512))
     for p, t in ((noise, rng.random((512, 512))), (np.kron(spiral(64), np.ones((8, 8))), np.ones((512, 512)))):
-        begun = time.perf_counter()
-        mlb.connectivity(p, t)
-        assert time.perf_counter() - begun < 0.5
+        assert min(mlb.seconds_of(lambda: mlb.connectivity(p, t)) for _ in range(3)) < 0.5
 
 
 class Probe(torch.nn.Module):
@@ -918,7 +917,7 @@ def test_bad_options_are_named(toy, tmp_path, capsys):
     out = tmp_path / "out"
     (tmp_path / "file").touch()
     assert "file" in fails(capsys, *small(toy, tmp_path / "file"))
-    assert "multiple of 32" in fails(capsys, *small(toy, out, "--size", 50))
+    assert "multiples of 32" in fails(capsys, *small(toy, out, "--size", 50))
     assert "cpu" in fails(capsys, *small(toy, out, "--device", "cuda:77"))
     assert "--device" in fails(capsys, *small(toy, out, "--device", "gpu"))
     assert "--mix" in fails(capsys, *small(toy, out, "--mix", 1.5))
@@ -935,9 +934,11 @@ def test_bad_options_are_named(toy, tmp_path, capsys):
             mlb.main(arguments)
 
 
-def test_help_states_every_default():
+def test_help_states_every_default(capsys):
     for command in ("train", "eval", "compare", "bench", "matte", "data"):
-        text = " ".join(run(command, "--help").stdout.split())
+        with pytest.raises(SystemExit, match="0"):
+            mlb.main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
         o = vars(mlb.parser().parse_args([command] + {"eval": ["--weights", "w"], "matte": ["p", "--weights", "w"]}.get(command, [])))
         for name, default in o.items():
             if name not in ("run", "command", "photos", "weights", *mlb.FOLDERS) and default not in (None, False, ""):
