@@ -3,27 +3,27 @@
 """Matte Label Blending (MLB): weakly semi-supervised human matting in one file, to read beside
 Kim, Yi, Yu, Yoo, Hwang: Towards Label-Efficient Human Matting (arXiv 2404.00921).
 
-A few composites with exact mattes (D_m) train a teacher; many natural photos with cheap coarse
+A few composites with exact mattes (D_m) train a teacher. Many natural photos with cheap, coarse
 masks (D_s) then train a real-time student, whose labels take semantics from the mask and hair
-from the teacher.
+from the teacher:
 
-    python mlb.py train                                    teacher, student, table, panel.png
-    python mlb.py eval --weights runs/mlb/student.pt       the table again, on any pair of folders
+    M       matte label, in [0, 1]          α       its boundary: 1 where 0.05 < M < 0.95, else 0
+    M′, α′  the teacher's two outputs       S       segmentation label, 0 or 1, hair cut off
+    B       blended label: α′·M′ + (1 − α′)·S
 
-    letter  meaning                           letter  meaning
-    M       matte label, in [0, 1]            α       boundary of M: 1 where 0.05 < M < 0.95
-    M′ α′   the teacher's two outputs         S       segmentation label: 0 or 1, hair cut off
-    B       blended label α′·M′ + (1 − α′)·S
+    python mlb.py train      trains both, prints a table, draws runs/mlb/panel.png (see README.md)
+    python mlb.py compare    shows that it is the blending which helps
 
 Deviations. The paper's text was not at hand: the formulas of α and B are our reading of summaries.
-Our own choice where we knew nothing: the network, the losses and their weights, the augmentation,
-α′ used soft, a student that sees D_m too (the dataset mixer), the student's boundary label (that
-of B), training from scratch. Our extension: band (see blend), off unless asked for.
+Where we knew nothing the choice is ours: the network, the losses and their weights, augmentation,
+α′ used soft, a student that sees D_m too (the dataset mixer) and whose boundary label is that of
+B, both trained from scratch. One extension, off by default: band (see blend).
 """
 import argparse
 import contextlib
 import copy
 import functools
+import itertools
 import json
 import math
 import os
@@ -48,7 +48,7 @@ class UserError(Exception):
 
 
 def note(text):
-    """One line on standard error."""
+    """One line on standard error that is no error."""
     print("mlb: note: " + text.replace("\n", "\\n"), file=sys.stderr, flush=True)
 
 
@@ -61,13 +61,13 @@ LEAST_SIDE, MOST_ASPECT = 16, 16  # pictures smaller or thinner than this hold n
 
 
 def pictures(folder):
-    """Paths of the picture files below folder, relative to it and sorted; strays (.*) are left out."""
+    """Picture files below folder, as sorted paths relative to it; strays such as ._x.jpg are not."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name another one (see --help)")
     found = [pathlib.Path(root, name).relative_to(folder) for root, _, names in os.walk(folder)
              for name in names if pathlib.Path(name).suffix.lower() in SUFFIXES]
-    found = sorted(p for p in found if not p.name.startswith("."))  # macOS leaves ._x.jpg about
+    found = sorted(p for p in found if not p.name.startswith("."))
     if not found:
         raise UserError(f"{folder}: no pictures in this folder; name another one (see --help)")
     return found
@@ -95,8 +95,8 @@ def pairs(first, second):
         raise UserError(f"{first}: no picture has a partner of the same name in {second}")
     alone = [paths[key] for paths in keyed for key in sorted(paths.keys() - set(both))]
     if alone:
-        print(f"mlb: note: {len(alone)} pictures have no partner and are left out: "
-              f"{', '.join(map(str, alone[:3]))}{' ...' if alone[3:] else ''}", file=sys.stderr)
+        note(f"{len(alone)} pictures have no partner and are left out: "
+             f"{', '.join(map(str, alone[:3]))}{' ...' if alone[3:] else ''}")
     return [(keyed[0][key], keyed[1][key]) for key in both]
 
 
@@ -122,9 +122,11 @@ def opened(path):
 
 
 def size_of(path):
-    """(width, height) of a picture as it is looked at, from its header alone."""
+    """(width, height) of a picture as one looks at it, from its header alone."""
     with opened(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5
+        # of a PNG without EXIF getexif would decode all of it
+        known = image.format != "PNG" or "exif" in image.info
+        turned = known and image.getexif().get(0x0112, 1) >= 5
         return image.size[::-1] if turned else image.size
 
 
@@ -141,24 +143,63 @@ def read(path, label=False, short=0):
         icc = image.info.get("icc_profile")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits a pixel
-            image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        if not label:
-            image = image.convert("RGB")
-        elif image.mode in ("RGBA", "LA", "PA"):  # AISegment: the matte is the alpha channel
+            image = Image.fromarray((np.asarray(image, np.int64) >> 8).astype(np.uint8))
+        opaque = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
+        if label and not opaque:  # AISegment: the matte is the alpha channel
             image = image.getchannel("A")
-        elif image.mode == "P":
-            grey = image.convert("L")
-            rgb = np.asarray(image.convert("RGB"))
-            if (rgb == rgb[..., :1]).all():
-                image = grey
-            else:  # colours of a palette are names, not values: any but the first is the person
-                image = Image.fromarray(np.uint8(255) * (np.asarray(image) > 0))
+        elif label and image.mode == "P" and np.ptp(np.asarray(image.convert("RGB")), axis=2).any():
+            # the colours of a palette are names, not values: any but the first is the person
+            image = Image.fromarray(np.uint8(255) * (np.asarray(image) > 0))
         else:
-            image = image.convert("L")
+            image = image.convert("L" if label else "RGB")
         if label and image.getextrema()[1] == 1:  # a mask of 0 and 1
             image = image.point(lambda value: 255 * value)
         image.info = {"icc_profile": icc} if icc else {}
         return image
+
+
+FOLDERS = {  # option: (its place below --data, what it holds)
+    "foreground": ("matte/foreground", "D_m: colours of the cut-outs, or whole photos"),
+    "alpha": ("matte/alpha", "D_m: their mattes"),
+    "background": ("matte/background", "D_m: backgrounds (none: leave the photos as they are)"),
+    "seg_image": ("segmentation/image", "D_s: natural photos"),
+    "seg_mask": ("segmentation/mask", "D_s: their masks"),
+    "seg_alpha": ("segmentation/alpha", "D_s: their true mattes, for the upper bound only"),
+    "test_image": ("test/image", "test photos"),
+    "test_alpha": ("test/alpha", "test mattes"),
+}
+
+
+def folder(o, name):
+    """The folder that an option names, or its place below --data."""
+    return pathlib.Path(getattr(o, name) or pathlib.Path(o.data, FOLDERS[name][0]))
+
+
+def checked(first, second):
+    """The pairs of two folders, their sizes compared by the headers: better known before step 1."""
+    found = pairs(first, second)
+    for image, label in found:
+        a, b = size_of(image), size_of(label)
+        if a != b:
+            raise UserError(f"{label}: {b[0]}x{b[1]} pixels, but its partner {image} has "
+                            f"{a[0]}x{a[1]}; a pair needs one size")
+    return found
+
+
+def open_data(o):
+    """The data set of the options -> (composites, backgrounds, naturals, tests), lists of paths."""
+    composites = checked(folder(o, "foreground"), folder(o, "alpha"))
+    behind = folder(o, "background")
+    backgrounds = [] if o.background == "none" else [behind / name for name in pictures(behind)]
+    for path in backgrounds:
+        size_of(path)
+    naturals = checked(folder(o, "seg_image"), folder(o, "seg_mask"))
+    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
+    for photo, truth in tests:  # a damaged one would spoil the end of a long run
+        read(photo), read(truth, label=True)
+    print(f"D_m: {len(composites)} mattes, {len(backgrounds)} backgrounds; D_s: {len(naturals)} "
+          f"masks; test: {len(tests)} pictures", flush=True)
+    return composites, backgrounds, naturals, tests
 
 
 SMALLEST_WINDOW = 0.7  # a training picture shows at least this share of a photo's short side
@@ -169,7 +210,7 @@ read_once = functools.lru_cache(REMEMBERED)(read)
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
 
-    Colours and α in [0, 1]. Here α is the matte, as everywhere in matting but in section 3.
+    α in [0, 1] is the matte here, as everywhere in matting but in section 3; F and B share a range.
     """
     return alpha * foreground + (1 - alpha) * background
 
@@ -251,8 +292,8 @@ class Mixer(torch.utils.data.Dataset):
         if self.backgrounds and not natural:
             background = self.cut(self.pick(self.backgrounds, rng), self.window(rng))
             alpha = np.asarray(matte, np.float32)[..., None] / 255
-            image = Image.fromarray(composite(
-                np.asarray(image), alpha, np.asarray(clutter(background, rng))).round().astype(np.uint8))
+            mixed = composite(np.asarray(image), alpha, np.asarray(clutter(background, rng)))
+            image = Image.fromarray(mixed.round().astype(np.uint8))
         return {"image": degrade(image, rng), "target": to_tensor(matte), "natural": natural}
 
     @staticmethod
@@ -290,7 +331,7 @@ def conv(inputs, outputs, stride=1, size=3):
 
 
 class Residual(nn.Module):
-    """x + conv(x): a trunk of these learns in fewer steps than one of bare convolutions."""
+    """x + conv(x). In a trunk of these the same steps bring more than in one of bare convolutions."""
 
     def __init__(self, channels):
         super().__init__()
@@ -303,33 +344,35 @@ class Residual(nn.Module):
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
 
-    The encoder halves the sides down to 1/32 while it widens, the decoder comes back up and adds
-    the encoder's maps.
+    The encoder halves the sides down to 1/32 while it widens; the decoder comes back up and adds
+    the encoder's maps. It is fast because full resolution is seen by two layers only: the stem
+    turns 4×4 pixels into one cell, the head predicts the 4×4 pixels of a cell at once. Between
+    them are plain 3×3 convolutions of multiples of 16 channels, near the peak of CPUs and GPUs.
     """
 
     def __init__(self, width=32):
         super().__init__()
         w = width
-        self.down4 = conv(3, w, 4, 4)
+        self.down4 = conv(3, w, 4, 4)  # 2.5 times as fast as pixel_unshuffle and a 3×3 convolution
         self.down8 = conv(w, 2 * w, 2)
         self.down16 = nn.Sequential(conv(2 * w, 3 * w, 2), Residual(3 * w))
         self.down32 = nn.Sequential(conv(3 * w, 4 * w, 2), Residual(4 * w), Residual(4 * w))
-        self.scene = nn.Conv2d(4 * w, 4 * w, 1)
+        self.scene = nn.Conv2d(4 * w, 4 * w, 1)  # of the mean over the picture: 5 % of the time
         self.up32 = conv(4 * w, 3 * w)
-        self.up16 = conv(3 * w, 2 * w)
+        self.up16 = conv(3 * w, 2 * w)  # narrows to what it is added to: no 1×1 laterals, 4 % less
         self.up8 = conv(2 * w, w)
         self.up4 = conv(w, w)
         self.head = nn.Conv2d(w, 2 * 16, 3, padding=1)
 
     def forward(self, images):
-        if images.shape[-2] % 32 or images.shape[-1] % 32:
+        if images.shape[-1] % 32 or images.shape[-2] % 32:
             raise ValueError(f"sides must be multiples of 32, not {tuple(images.shape[-2:])}")
-        x4 = self.down4(images)
-        x8 = self.down8(x4)
-        x16 = self.down16(x8)
-        x32 = self.down32(x16)
-        x32 = self.up32(x32 + self.scene(x32.mean((2, 3), keepdim=True)))
-        x = self.up16(x16 + F.interpolate(x32, scale_factor=2.0))
+        x4 = self.down4(images)                                  # N, w, H/4, W/4
+        x8 = self.down8(x4)                                      # N, 2w, H/8, W/8
+        x16 = self.down16(x8)                                    # N, 3w, H/16, W/16
+        x32 = self.down32(x16)                                   # N, 4w, H/32, W/32
+        x = self.up32(x32 + self.scene(x32.mean((2, 3), keepdim=True)))
+        x = self.up16(x16 + F.interpolate(x, scale_factor=2.0))  # nearest: 6 % less than bilinear
         x = self.up8(x8 + F.interpolate(x, scale_factor=2.0))
         x = self.up4(x4 + F.interpolate(x, scale_factor=2.0))
         return F.pixel_shuffle(self.head(x), 4).split(1, 1)
@@ -339,13 +382,15 @@ class MattingNet(nn.Module):
 # 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte)
 # ======================================================================================
 
+# matte: semantics; laplacian: edges at every scale; detail: the matte at the boundary alone, each
+# picture by its own share, 0 where it has none; boundary: the map α itself
 WEIGHTS = {"matte": 1.0, "laplacian": 1.0, "detail": 1.0, "boundary": 1.0}
 
 
 def boundary_label(M, low=0.05, high=0.95):
-    """The boundary α of a matte M: 1 where low < M < high, else 0 (paper, boundary label generation).
+    """The boundary α of a matte M: 1 where low < M < high, else 0 (the paper's boundary label).
 
-    M in [0, 1], any shape; α is of M's shape and type, and 1 where detail is needed: hair, fur, blur.
+    M in [0, 1], of any shape; α has its shape and type. It says where detail is: hair, fur, blur.
     """
     return ((M > low) & (M < high)).to(M.dtype)
 
@@ -364,9 +409,9 @@ def edge_band(S, radius):
 def blend(M_t, alpha_t, S, band=None):
     """The label B = α′·M′ + (1 − α′)·S: semantics from the segmentation, hair from the teacher.
 
-    M_t: the teacher's matte M′, alpha_t: its boundary α′, S: the segmentation, N×1×H×W in [0, 1].
-    band, in pixels, is our extension: α′ counts only that near to the edge of S, since elsewhere
-    the teacher takes leaves and stripes for hair. None is the paper's formula.
+    M_t is the teacher's matte M′, alpha_t its boundary α′, S the segmentation; all N×1×H×W in
+    [0, 1]. band is our extension, in pixels: α′ counts only so near to the edge of S, since
+    elsewhere the teacher takes leaves and stripes for hair. None is the paper's formula.
     """
     if band is not None:
         alpha_t = alpha_t * edge_band(S, band)
@@ -374,7 +419,10 @@ def blend(M_t, alpha_t, S, band=None):
 
 
 def laplacian_loss(prediction, target, levels=4):
-    """Mean |difference| of the Laplacian pyramids, N×1×H×W: edges count at every scale (Hou & Liu 2019)."""
+    """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale.
+
+    As in Hou & Liu (ICCV 2019), with box filters. A level weighs twice the one below it.
+    """
     difference = prediction - target  # the pyramid is linear: that of the difference will do
     total = 0
     for level in range(levels):
@@ -386,13 +434,15 @@ def laplacian_loss(prediction, target, levels=4):
 
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
-    """The loss of either stage: named 0-d terms, weighted by WEIGHTS, and their "total".
+    """The loss of either stage: named 0-d terms and their "total", weighted by WEIGHTS.
 
-    All tensors N×1×H×W; target (M or B) in [0, 1], boundary α in {0, 1}. In fp32 whatever autocast says.
+    All N×1×H×W; target, M or B, in [0, 1], boundary α in {0, 1}. Computed in fp32 under any
+    autocast: a mean over a million pixels and the logarithm of a small chance need its digits.
     """
     with torch.autocast(matte_logits.device.type, enabled=False):
-        # contiguous: the two maps that come out of one convolution interleave in memory
-        matte_logits, boundary_logits = (x.float().contiguous() for x in (matte_logits, boundary_logits))
+        # contiguous: the two maps of one convolution's output interleave in memory
+        matte_logits = matte_logits.float().contiguous()
+        boundary_logits = boundary_logits.float().contiguous()
         target, boundary = target.float(), boundary.float()
         matte = matte_logits.sigmoid()
         error = (matte - target).abs()
@@ -412,13 +462,14 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 # ======================================================================================
 
 KEEP_SECONDS = 30  # between two checkpoints
-FREE = {"out", "resume", "workers", "command", "data"}  # what may differ where a run goes on
+# options that may differ when a run goes on
+FREE = {"command", "data", "out", "resume", "seeds", "budget", "workers"}
 
 
 def setup(o):
-    """The device of --device, made ready; joins the ranks where torchrun started several."""
-    ranks, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
+    """The device of --device, made ready; under torchrun, also joins this process to the others."""
     if o.device == "auto":
+        local = os.environ.get("LOCAL_RANK", "0")  # torchrun gives each of its processes a GPU
         o.device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=o.device).device
@@ -429,9 +480,10 @@ def setup(o):
         o.amp = "fp16" if device.type == "cuda" else "off"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # sizes stay: let it time its kernels and choose
-        torch.set_float32_matmul_precision("high")  # TF32
-    if ranks > 1 and not distributed.is_initialized():
+        torch.backends.cudnn.benchmark = True  # sizes stay: try all kernels, keep the fastest
+        torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa are enough to train
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
         if o.batch % ranks:
             raise UserError(f"--batch {o.batch}: not a multiple of the {ranks} ranks; take one")
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -439,13 +491,14 @@ def setup(o):
 
 
 def rank_and_ranks():
-    """This process's rank and how many there are: 0, 1 without torchrun."""
-    on = distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if on else (0, 1)
+    """This process's number and how many there are: (0, 1) without torchrun."""
+    alone = not distributed.is_initialized()
+    return (0, 1) if alone else (distributed.get_rank(), distributed.get_world_size())
 
 
 def new_net(o, device):
-    """A network in its seed's initial state; channels-last is the layout that fast kernels read."""
+    """A network in its seed's initial state, in channels-last: the layout that convolutions of
+    tensor cores and of oneDNN read without a transposition."""
     torch.manual_seed(o.seed)
     return MattingNet(o.width).to(device, memory_format=torch.channels_last)
 
@@ -459,7 +512,7 @@ def student_label(teacher, make=blend):
 
 
 def train_step(net, batch, o, optimizer, scaler, label=None):
-    """Forward, backward and update on one batch of the mixer; returns the loss terms, 0-d tensors.
+    """Forward, backward and update on a batch of the mixer -> the loss terms, 0-d tensors.
 
     label(image, target, natural) makes the targets on the device; None takes the mixer's, M or S.
     """
@@ -477,26 +530,23 @@ def train_step(net, batch, o, optimizer, scaler, label=None):
     scaler.scale(terms["total"]).backward()
     scaler.unscale_(optimizer)  # the clipping below is meant for the true gradients
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    scaler.step(optimizer)  # skipped where fp16 overflowed; update then lowers the scale
+    scaler.step(optimizer)  # left out where fp16 overflowed; update then lowers the scale
     scaler.update()
     return terms
 
 
-def loader(mixer, first, steps, o, device):
-    """Batches first to steps − 1 of the mixer; every rank takes its share of each."""
-    rank, ranks = rank_and_ranks()
-    batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(first, steps)]
-    return torch.utils.data.DataLoader(mixer, batch_sampler=batches, num_workers=o.workers,
-                                       pin_memory=device.type == "cuda")
-
-
-def as_floats(terms):
-    """The loss terms as floats, their mean over the ranks: the one wait for the device in a step."""
+def as_floats(terms, where):
+    """The loss terms as floats, averaged over the ranks: the one wait for the device in a step."""
     values = torch.stack(list(terms.values())).detach()
     if distributed.is_initialized():
         distributed.all_reduce(values)
         values /= distributed.get_world_size()
-    return dict(zip(terms, values.tolist()))
+    floats = dict(zip(terms, values.tolist()))
+    for name, value in floats.items():
+        if not math.isfinite(value):
+            raise UserError(f"{where}: the loss term {name} is {value}; the last checkpoint is good: "
+                            "go on from it with a lower --lr or --amp off")
+    return floats
 
 
 @contextlib.contextmanager
@@ -514,10 +564,10 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
     """Trains net on steps batches of the mixer: either stage, any device.
 
     saved: the state to go on from; label: see train_step. After every step it calls
-    observe(row, damaged, last, state): the loss terms and times, the complaints about files,
-    whether it is the last call, and a function that makes what a resume needs.
+    observe(row, damaged, last, state): the loss terms and times, complaints about files, whether
+    it is the last call, and a function that makes what a resume needs.
     """
-    device = next(net.parameters()).device
+    device, (rank, ranks) = next(net.parameters()).device, rank_and_ranks()
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
     scaler = torch.amp.GradScaler(device.type, enabled=o.amp == "fp16")
@@ -526,36 +576,38 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
         step, seconds = saved["step"], saved["seconds"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-    model = nn.parallel.DistributedDataParallel(net) if distributed.is_initialized() else net
+    model = nn.parallel.DistributedDataParallel(net) if ranks > 1 else net
     model = torch.compile(model) if o.compile else model
+    batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(step, steps)]
+    loader = torch.utils.data.DataLoader(mixer, batch_sampler=batches, num_workers=o.workers,
+                                         pin_memory=device.type == "cuda")
     net.train()
     with patient() as interrupted:
         clock = time.perf_counter()
-        for batch in loader(mixer, step, steps, o, device):
+        for batch in loader:
             data_seconds = time.perf_counter() - clock
-            for group in optimizer.param_groups:  # warm up, then down a cosine
-                group["lr"] = o.lr * min((step + 1) / 20, (1 + math.cos(math.pi * step / steps)) / 2)
-            terms = as_floats(train_step(model, batch, o, optimizer, scaler, label))
+            # up in 20 steps, then down a cosine
+            lr = o.lr * min((step + 1) / 20, (1 + math.cos(math.pi * step / steps)) / 2)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            terms = train_step(model, batch, o, optimizer, scaler, label)
+            terms = as_floats(terms, f"{stage}, step {step + 1}")
             step, begun, clock = step + 1, clock, time.perf_counter()
             seconds += clock - begun
-            for name, value in terms.items():
-                if not math.isfinite(value):
-                    raise UserError(f"the loss term {name} is {value} at step {step} of the {stage}; the "
-                                    "last checkpoint is good: go on with a lower --lr or --amp off")
-            row = {"stage": stage, "step": step, **terms, "lr": optimizer.param_groups[0]["lr"],
-                   "seconds": seconds, "data_seconds": data_seconds, "step_seconds": clock - begun}
+            row = {"stage": stage, "step": step, **terms, "lr": lr, "seconds": seconds,
+                   "data_seconds": data_seconds, "step_seconds": clock - begun}
             if observe:
-                observe(row, batch["damaged"], interrupted or step == steps, lambda: {
+                observe(row, batch["damaged"], bool(interrupted) or step == steps, lambda: {
                     "stage": stage, "step": step, "seconds": seconds,
                     **{name: part.state_dict() for name, part in parts.items()}})
             if interrupted:
                 raise KeyboardInterrupt
 
 
-def watch(steps, damaged_before=(), log=None, keep=None):
-    """The observe of fit: names damaged files once, logs, saves now and then, shows progress."""
-    known, begun, first = damaged_before, time.monotonic(), None
-    spoken = kept = begun
+def watch(steps, known, log=None, keep=None):
+    """An observe for fit: names damaged files once, logs, saves now and then, shows progress."""
+    begun = spoken = kept = time.monotonic()
+    first = None
 
     def observe(row, damaged, last, state):
         nonlocal first, spoken, kept
@@ -565,32 +617,38 @@ def watch(steps, damaged_before=(), log=None, keep=None):
             known.add(complaint)
             note(f"{complaint}; another sample takes its place")
         if log:
-            log(row)
+            if log.tell() == 0:
+                log.write(",".join(row) + "\n")
+            log.write(",".join(str(value) for value in row.values()) + "\n")
         if keep and (last or now - kept > KEEP_SECONDS):
             keep(state())
             kept = now
         if last or now - spoken > (0.2 if terminal else 10):
             rate, spoken = (row["step"] - first) / (now - begun), now
             left = (steps - row["step"]) / rate
-            print(f"{row['stage']:<17} step {row['step']:>5}/{steps}  loss {row['total']:.4f}  "
+            print(f"{row['stage']:<20} step {row['step']:>5}/{steps}  loss {row['total']:.4f}  "
                   f"{rate:5.1f} steps/s  {left // 60:.0f}:{left % 60:02.0f} left  ",
                   end="\r" if terminal and not last else "\n", flush=True)
     return observe
 
 
 def save(state, path):
-    """Writes a checkpoint beside its place, then renames it: path is never half a file."""
+    """Writes a checkpoint (a dict) or a text beside its place, then renames it: never half a file."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            torch.save({"program": "mlb", **state}, file)
+            if isinstance(state, str):
+                file.write(state.encode())
+            else:
+                torch.save({"program": "mlb", **state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as problem:  # torch tells of a full disk by either
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({str(problem).splitlines()[0]}); make room or take "
-                        "another --out; what was saved before is whole") from problem
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({str(problem).splitlines()[0]}); make room or "
+                        "take another --out; what was there before is whole") from problem
 
 
 def load(path):
@@ -617,21 +675,8 @@ def load_net(path, device):
     return net.to(device, memory_format=torch.channels_last).eval(), state["size"]
 
 
-def options(o, but=()):
-    """The options that make a run what it is, as a dict."""
-    return {name: value for name, value in vars(o).items() if name not in FREE | set(but)}
-
-
-def same_options(path, was, now):
-    """Refuses to go on with a run under other options than its own."""
-    for name, value in now.items():
-        if was.get(name) != value:
-            raise UserError(f"{path}: that run has --{name.replace('_', '-')} {was.get(name)}, not {value}; "
-                            "give its own options or take another --out")
-
-
 def make_folder(out):
-    """The folder of --out."""
+    """The folder of --out, there from now on."""
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as problem:
@@ -639,52 +684,36 @@ def make_folder(out):
     return pathlib.Path(out)
 
 
-def write(path, text):
-    """Writes a small text file by way of another name, so that it is never half a file."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as problem:
-        raise UserError(f"{path}: can't be written ({problem.strerror}); take another --out") from problem
+def configuration(o, path=None, saved=None):
+    """The options that make a run what it is; refused where saved, found in path, has others."""
+    config = {name: value for name, value in vars(o).items() if name not in FREE}
+    for name in config if saved is not None else ():
+        if saved.get(name) != config[name]:
+            raise UserError(f"{path}: that run has --{name.replace('_', '-')} {saved.get(name)}, not "
+                            f"{config[name]}; give its own options or take another --out")
+    return config
 
 
-def prepare(o):
-    """The run's folder, with its options written down -> (folder, options, saved state or None)."""
-    out, config, saved = make_folder(o.out), options(o), None
+def train(o):
+    """`mlb.py train`: the teacher, then the student, then how good both are on the test pictures"""
+    device, first_rank = setup(o), rank_and_ranks()[0] == 0
+    composites, backgrounds, naturals, tests = open_data(o)
+    out, saved, done = make_folder(o.out), None, 0
     if (out / "last.pt").exists():
         if not o.resume:
             raise UserError(f"{out}: holds a run; go on with it by --resume or take another --out")
         saved = load(out / "last.pt")
-        same_options(out / "last.pt", saved["config"], config)
-    write(out / "config.json", json.dumps({**config, "torch": torch.__version__}, indent=1) + "\n")
-    return out, config, saved
-
-
-def open_log(path, rows):
-    """A function that adds a row to log.csv, of which the first rows stay (the rest is redone)."""
-    lines = path.read_text().splitlines(True)[:rows + 1] if rows and path.exists() else []
-    path.write_text("".join(lines))
-    file = open(path, "a", buffering=1)
-
-    def log(row):
-        if file.tell() == 0:
-            file.write(",".join(row) + "\n")
-        file.write(",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()) + "\n")
-    return log
-
-
-def train(o):
-    """`mlb.py train`: the teacher, then the student, then how good both are on the test pictures."""
-    device = setup(o)
-    first_rank = rank_and_ranks()[0] == 0
-    composites, backgrounds, naturals, tests = open_data(o)
-    out, config, saved = prepare(o)
-    done = saved["step"] + (saved["stage"] == "student") * o.teacher_steps if saved else 0
-    log, damaged, nets = open_log(out / "log.csv", done) if first_rank else None, set(), {}
+        done = saved["step"] + (saved["stage"] == "student") * o.teacher_steps
+    config = configuration(o, out / "last.pt", saved and saved["config"])
+    log, damaged, nets = None, set(), {}
+    if first_rank:
+        save(json.dumps({**config, "torch": torch.__version__}, indent=1) + "\n", out / "config.json")
+        old = (out / "log.csv").read_text().splitlines(True)[:done + 1] if done else []
+        save("".join(old), out / "log.csv")  # what came after the checkpoint is done again
+        log = open(out / "log.csv", "a", buffering=1)
     for stage, steps, mix in (("teacher", o.teacher_steps, 1.0), ("student", o.steps, o.mix)):
         net, teacher = new_net(o, device), nets.get("teacher")
-        if saved and stage == "teacher" != saved["stage"]:
+        if saved and saved["stage"] == "student" != stage:
             net.load_state_dict(saved["teacher"])
         else:
             def keep(state):
@@ -692,23 +721,30 @@ def train(o):
                 save({**state, "teacher": weights, "config": config}, out / "last.pt")
 
             fit(stage, net, Mixer(composites, backgrounds, naturals, mix, o.size, o.seed), steps, o,
-                label=teacher and student_label(teacher, functools.partial(blend, band=o.band)),
-                saved=saved,
-                observe=watch(steps, damaged, log, keep) if first_rank else None)
+                teacher and student_label(teacher, functools.partial(blend, band=o.band)), saved,
+                watch(steps, damaged, log, keep) if first_rank else None)
             saved = None
-        # a teacher teaches by its running statistics, not the batch's, and learns no more
+        # eval: it teaches by its running statistics, not the batch's; and it learns no more
         nets[stage] = net.eval().requires_grad_(False)
-    if not first_rank:
-        return
+    if first_rank:
+        finish(o, out, nets, naturals, tests, damaged)
+
+
+def finish(o, out, nets, naturals, tests, damaged):
+    """What a run leaves: weights, metrics.json, the panel, a table."""
     for stage, net in nets.items():
         save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{stage}.pt")
     scores = {stage: evaluate(net, tests, o.size) for stage, net in nets.items()}
-    write(out / "metrics.json", json.dumps(scores, indent=1) + "\n")
+    save(json.dumps(scores, indent=1) + "\n", out / "metrics.json")
     train_panel(nets, naturals, tests[:4], o).save(out / "panel.png")
-    print(table(["test pictures", *COLUMNS], [[name, *in_units(scores[name])] for name in scores]))
+    print(table(["test pictures", *UNITS], [[name, *in_units(scores[name])] for name in scores]))
     if damaged:
         note(f"{len(damaged)} damaged files were replaced by other samples, see above")
-    print(f"{out}: teacher.pt, student.pt, metrics.json, log.csv, and panel.png to look at")
+    rows = [line.split(",") for line in (out / "log.csv").read_text().splitlines()]
+    data, steps = (sum(float(row[rows[0].index(name)]) for row in rows[1:])
+                   for name in ("data_seconds", "step_seconds"))
+    print(f"{steps:.0f} s of training, {100 * data / steps:.0f} % of them waiting for data\n"
+          f"{out}: teacher.pt, student.pt, metrics.json, log.csv, and panel.png to look at")
 
 
 # ======================================================================================
@@ -731,7 +767,7 @@ def gradient(x):
 
 
 def largest_component(mask):
-    """The largest 4-connected component of a boolean H×W mask; of equal ones the first in row order.
+    """The largest 4-connected component of a boolean H×W mask; of equals the first in row order.
 
     Runs of a row are the nodes of a graph, runs that touch in neighbouring rows its edges; every
     round hooks each root to its smallest neighbour, which at least halves the number of roots.
@@ -754,7 +790,10 @@ def largest_component(mask):
 
 
 def connectivity(prediction, truth):
-    """Conn: Σ|φ_p − φ_t|, how much of each matte hangs together with what both are sure of (Rhemann 2009)."""
+    """Conn = Σ|φ_p − φ_t|: what hangs together with the part that both mattes are sure of.
+
+    Rhemann et al. (CVPR 2009), as published tables compute it: thresholds 0, 0.1 ... 1.
+    """
     connected = np.full(truth.shape, -1.0)  # the last threshold at which a pixel was connected
     for k in range(1, 11):
         both = (prediction >= k / 10) & (truth >= k / 10)
@@ -770,10 +809,9 @@ def connectivity(prediction, truth):
 
 
 def metrics(prediction, truth):
-    """SAD, MSE, MAD, Grad, Conn of H×W arrays in [0, 1], and the MAD within 2 px of 0.05 < truth < 0.95.
-
-    Whole image, as P3M reports them: SAD and Conn in thousands, Grad in tens, the others per pixel.
-    """
+    """SAD, MSE, MAD, Grad and Conn of two H×W arrays in [0, 1], as P3M reports them: whole image,
+    SAD and Conn in thousands, Grad in tens, MSE and MAD per pixel; and the MAD of the boundary,
+    the pixels within 2 of 0.05 < truth < 0.95 (nan where there are none)."""
     prediction, truth = np.asarray(prediction, np.float64), np.asarray(truth, np.float64)
     if prediction.shape != truth.shape or truth.ndim != 2:
         raise ValueError(f"metrics: two H×W arrays, not {prediction.shape} and {truth.shape}")
@@ -803,7 +841,8 @@ def predict(net, photo, size=0):
     image = F.pad(image, (0, -width % 32, 0, -height % 32), mode="replicate")
     with torch.inference_mode():
         maps = torch.cat(net(image.to(memory_format=torch.channels_last)), 1).float().sigmoid()
-        return F.interpolate(maps[..., :height, :width], photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
+        maps = maps[..., :height, :width]
+        return F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
 
 
 def mean_metrics(rows):
@@ -813,28 +852,35 @@ def mean_metrics(rows):
 
 
 def evaluate(net, tests, size):
-    """Mean metrics of a network over (photo, matte) paths, at the mattes' own size; size: see predict."""
+    """Mean metrics of a network over (photo, matte) paths, at the mattes' size; size: see predict."""
     return mean_metrics([metrics(predict(net, read(photo), size)[0],
-                                 to_tensor(read(matte, label=True))[0]) for photo, matte in tests])
+                                 to_tensor(read(truth, label=True))[0]) for photo, truth in tests])
 
 
-COLUMNS = ["SAD", "MSE e-3", "MAD e-3", "Grad", "Conn", "Boundary MAD e-3"]
+def evaluate_weights(o):
+    """`mlb.py eval`: the metrics of trained weights on any pair of folders"""
+    net, trained_at = load_net(o.weights, setup(o))
+    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
+    score = in_units(evaluate(net, tests, o.size or trained_at))
+    print(table([f"{len(tests)} pictures", *UNITS], [[o.weights, *score]]))
+
+
+UNITS = ["SAD", "MSE e-3", "MAD e-3", "Grad", "Conn", "Boundary MAD e-3"]
 
 
 def in_units(score):
-    """The metrics in the units of COLUMNS."""
+    """The metrics in the units of UNITS."""
     return [(math.nan if value is None else value) * (1000 if name.endswith("e-3") else 1)
-            for name, value in zip(COLUMNS, score.values())]
+            for name, value in zip(UNITS, score.values())]
 
 
 def table(head, rows):
-    """A Markdown table with its columns aligned; cells are text or numbers."""
-    rows = [[cell if isinstance(cell, str) else f"{cell:.2f}" for cell in row] for row in (head, *rows)]
+    """A Markdown table with aligned columns; cells are text or numbers."""
+    rows = [[x if isinstance(x, str) else f"{x:.2f}" for x in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * width if k == 0 else "-" * (width - 1) + ":" for k, width in enumerate(widths)])
-    return "\n".join("| " + " | ".join(
-        cell.ljust(width) if k == 0 else cell.rjust(width)
-        for k, (cell, width) in enumerate(zip(row, widths))) + " |" for row in rows)
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join("| " + " | ".join([row[0].ljust(widths[0]), *(
+        x.rjust(width) for x, width in zip(row[1:], widths[1:]))]) + " |" for row in rows)
 
 
 def contact_sheet(bands, cell=176):
@@ -852,7 +898,8 @@ def contact_sheet(bands, cell=176):
             for k, picture in enumerate(row):
                 if isinstance(picture, torch.Tensor):
                     picture = to_picture(picture[None])
-                sheet.paste(ImageOps.pad(picture, (cell, cell), color="white"), (gap + k * (cell + gap), y))
+                picture = ImageOps.pad(picture, (cell, cell), color="white")
+                sheet.paste(picture, (gap + k * (cell + gap), y))
             y += cell + gap
     return sheet
 
@@ -902,10 +949,10 @@ def compare_row(name, o, data, truths, teacher):
     mix, kind = ROWS[name]
     mixer = Mixer(composites, backgrounds, truths if kind == "true matte" else naturals,
                   o.mix if mix is None else mix, o.size, o.seed)
-    label = {"M′": lambda M_t, alpha_t, S: M_t, "B": blend,
-             "B + band": functools.partial(blend, band=o.band)}.get(kind)
+    make = {"M′": lambda M_t, alpha_t, S: M_t, "B": blend,
+            "B + band": functools.partial(blend, band=o.band)}.get(kind)
     net = new_net(o, torch.device(o.device))
-    fit(f"{name}, {o.seed}", net, mixer, o.steps, o, label and student_label(teacher, label),
+    fit(f"{name}, {o.seed}", net, mixer, o.steps, o, make and student_label(teacher, make),
         observe=watch(o.steps, set()))
     return net.eval().requires_grad_(False)
 
@@ -913,59 +960,57 @@ def compare_row(name, o, data, truths, teacher):
 def label_scores(teacher, o, naturals, truths):
     """How good the labels of D_s are themselves, at the size that the student sees them."""
     scores = {name: [] for name in ("S", "M′", "B", "B + band")}
-    for (photo, mask), (_, matte) in zip(naturals, truths):
-        photo, mask, matte = read(photo), read(mask, label=True), read(matte, label=True)
+    for (photo, mask), (_, matte_) in zip(naturals, truths):
+        photo, mask, matte_ = read(photo), read(mask, label=True), read(matte_, label=True)
         size = [round(side * o.size / min(photo.size)) for side in photo.size]
-        photo, mask, matte = (x.resize(size, Image.BILINEAR) for x in (photo, mask, matte))
+        photo, mask, matte_ = (x.resize(size, Image.BILINEAR) for x in (photo, mask, matte_))
         S, (M_t, alpha_t) = to_tensor(mask)[None], predict(teacher, photo)[:, None, None]
         for name, label in (("S", S), ("M′", M_t), ("B", blend(M_t, alpha_t, S)),
                             ("B + band", blend(M_t, alpha_t, S, o.band))):
-            scores[name].append(metrics(label[0, 0], to_tensor(matte)[0]))
-    return {f"labels {name}": mean_metrics(rows) for name, rows in scores.items()}
+            scores[name].append(metrics(label[0, 0], to_tensor(matte_)[0]))
+    return {f"labels {name}, {o.seed}": mean_metrics(rows) for name, rows in scores.items()}
 
 
 def compare_table(scores, rows, seeds):
-    """Mean ± standard deviation over the seeds, and the share of the gap closed, as Markdown."""
-    def mse(name, seed):
-        return scores[f"{name}, {seed}"]["MSE"]
+    """Mean ± standard deviation over the seeds, and the share of the MSE gap closed, as Markdown."""
+    def mse(name):
+        return np.array([scores[f"{name}, {seed}"]["MSE"] for seed in range(seeds)])
 
     lines = []
     for name in rows:
         figures = np.array([in_units(scores[f"{name}, {seed}"]) for seed in range(seeds)])
         line = [name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(figures.mean(0), figures.std(0)))]
         if "upper bound" in rows:
-            gaps = [(mse("segmentation only", k) - mse(name, k))
-                    / (mse("segmentation only", k) - mse("upper bound", k)) for k in range(seeds)]
-            line.append(f"{100 * np.mean(gaps):.0f} %" if name in ROWS else "")
+            start = mse("segmentation only").mean()
+            gap = (start - mse(name).mean()) / (start - mse("upper bound").mean())
+            line.append(f"{100 * gap:.0f} %" if name in ROWS else "")
         lines.append(line)
-    return table(["student learns from", *COLUMNS, *["gap closed"] * ("upper bound" in rows)], lines)
+    return table(["student learns from", *UNITS, *["gap closed"] * ("upper bound" in rows)], lines)
 
 
 def bars(names, means, spreads, width):
     """A bar chart with error bars as a picture width pixels wide."""
-    chart = Image.new("RGB", (width, 26 * len(names) + 30), "white")
-    draw, font, scale = ImageDraw.Draw(chart), ImageFont.load_default(13), 0.6 * width / max(means)
-    draw.text((8, 6), "MSE e-3 on the test pictures, mean and standard deviation over seeds", "black", font)
+    chart, scale = Image.new("RGB", (width, 26 * len(names) + 30), "white"), 0.6 * width / max(means)
+    draw, font = ImageDraw.Draw(chart), ImageFont.load_default(13)
+    draw.text((8, 6), "MSE e-3 on the test pictures: mean, standard deviation", "black", font)
     for k, (name, mean, spread) in enumerate(zip(names, means, spreads)):
-        y, x = 30 + 26 * k, 0.2 * width
+        y, x, low, high = 30 + 26 * k, 0.2 * width, scale * (mean - spread), scale * (mean + spread)
         draw.text((x - 8, y + 9), name, "black", font, anchor="rm")
         draw.rectangle([x, y, x + scale * mean, y + 18], "#d98f4e" if "MLB" in name else "#8fa9c4")
-        draw.line([x + scale * (mean - spread), y + 9, x + scale * (mean + spread), y + 9], "black", 2)
-        draw.text((x + scale * (mean + spread) + 6, y + 9), f"{mean:.1f}", "black", font, anchor="lm")
+        draw.line([x + low, y + 9, x + high, y + 9], "black", 2)
+        draw.text((x + high + 6, y + 9), f"{mean:.1f}", "black", font, anchor="lm")
     return chart
 
 
 def compare_pictures(out, o, rows, scores, tests):
-    """A bar chart over the rows' mattes of three pictures that MLB does worst and four others."""
+    """A bar chart over the rows' mattes of the three pictures that MLB does worst and four others."""
     nets = {name: load_net(out / f"{name}, 0.pt", o.device)[0] for name in rows}
-    errors = [metrics(predict(nets["MLB (paper)"], read(photo), o.size)[0],
-                      to_tensor(read(matte, label=True))[0])["MSE"] for photo, matte in tests]
+    errors = [evaluate(nets["MLB (paper)"], [pair], o.size)["MSE"] for pair in tests]
     order = np.argsort(errors)[::-1]
-    shown = [*order[:3], *order[3::max(1, (len(order) - 3) // 4)][:4]]  # three worst, four others
     lines = []
-    for photo, matte in (tests[k] for k in shown):
-        image = read(photo)
-        lines.append([image, *(predict(net, image, o.size)[0] for net in nets.values()), read(matte, label=True)])
+    for k in [*order[:3], *order[3::max(1, (len(order) - 3) // 4)][:4]]:
+        photo, truth = read(tests[k][0]), read(tests[k][1], label=True)
+        lines.append([photo, *(predict(net, photo, o.size)[0] for net in nets.values()), truth])
     sheet = contact_sheet([(["test picture", *rows, "truth"], lines)], cell=128)
     mse = [[1000 * scores[f"{name}, {seed}"]["MSE"] for seed in range(o.seeds)] for name in rows]
     chart = bars(rows, np.mean(mse, 1), np.std(mse, 1), sheet.width)
@@ -975,78 +1020,79 @@ def compare_pictures(out, o, rows, scores, tests):
     return both
 
 
-def read_scores(path, config):
-    """The scores in a compare.json of the same options; none where there is no such file."""
+def budget(o, data, once):
+    """How many labels does it take? MLB with fewer mattes and masks -> the table and a chart."""
+    composites, backgrounds, naturals, tests = data
+    mattes, masks = (2, 4, 8, 12), (12, 24, 48, 96)
+    mse = np.zeros((len(mattes), len(masks), o.seeds))
+    for o.seed, (i, few) in itertools.product(range(o.seeds), enumerate(mattes)):
+        less = composites[:few], backgrounds, naturals, tests
+        teacher = once(f"teacher of {few} mattes, {o.seed}",
+                       lambda: compare_row("teacher", o, less, None, None))[0]
+        for j, many in enumerate(masks):
+            less = composites[:few], backgrounds, naturals[:many], tests
+            mse[i, j, o.seed] = 1000 * once(
+                f"{few} mattes {many} masks, {o.seed}",
+                lambda: compare_row("MLB (paper)", o, less, None, teacher))[1]["MSE"]
+    mean, spread = mse.mean(2), mse.std(2)
+    lines = [[f"{few} mattes", *(f"{m:.1f} ± {s:.1f}" for m, s in zip(*row))]
+             for few, *row in zip(mattes, mean, spread)]
+    names = [f"{few} mattes, {many} masks" for few in mattes for many in masks]
+    return (table(["MSE e-3", *(f"{many} masks" for many in masks)], lines),
+            bars(names, mean.ravel(), spread.ravel(), 720))
+
+
+def read_scores(path, o):
+    """The scores in the compare.json of an earlier call with the same options; {} without one."""
     if not path.exists():
         return {}
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        was, scores = dict(state["options"]), {key: dict(row) for key, row in state["scores"].items()}
+        scores = {key: {**row, "MSE": float(row["MSE"])} for key, row in state["scores"].items()}
+        saved = dict(state["options"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise UserError(f"{path}: not a whole compare.json of this program; move it away") from problem
-    same_options(path, was, config)
+        raise UserError(f"{path}: not a whole compare.json of mlb.py; move it away") from problem
+    configuration(o, path, saved)
     return scores
 
 
-def budget(o, data, once):
-    """How many labels does it take? Trains MLB on fewer mattes and masks; -> the table, the chart."""
-    composites, backgrounds, naturals, tests = data
-    mattes, masks = (2, 4, 8, 12), (12, 24, 48, 96)
-    mse = np.zeros((len(mattes), len(masks), o.seeds))
-    for o.seed in range(o.seeds):
-        for i, few in enumerate(mattes):
-            less = composites[:few], backgrounds, naturals, tests
-            key = f"teacher of {few} mattes, {o.seed}"
-            teacher = once(key, lambda: compare_row("teacher", o, less, None, None))[0]
-            for j, many in enumerate(masks):
-                less = composites[:few], backgrounds, naturals[:many], tests
-                key = f"{few} mattes {many} masks, {o.seed}"
-                row = once(key, lambda: compare_row("MLB (paper)", o, less, None, teacher))[1]
-                mse[i, j, o.seed] = 1000 * row["MSE"]
-    lines = [[f"{few} mattes", *(f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, spread))]
-             for few, mean, spread in zip(mattes, mse.mean(2), mse.std(2))]
-    names = [f"{few} mattes, {many} masks" for few in mattes for many in masks]
-    chart = bars(names, mse.mean(2).ravel(), mse.std(2).ravel(), 720)
-    return table(["MSE e-3", *(f"{many} masks" for many in masks)], lines), chart
-
-
 def compare(o):
-    """`mlb.py compare`: what a student learns from composites, masks, pseudo-labels, and MLB."""
+    """`mlb.py compare`: what a student learns from composites, masks, pseudo-labels, and MLB"""
     device, data, truths, rows = setup(o), open_data(o), None, list(ROWS)
     if folder(o, "seg_alpha").is_dir():
         truths = checked(folder(o, "seg_image"), folder(o, "seg_alpha"))
     else:
         note(f"{folder(o, 'seg_alpha')}: not there, so the upper bound and the gap are left out")
         rows.remove("upper bound")
-    out, config = make_folder(o.out), options(o, {"seeds", "budget"})
-    scores = read_scores(out / "compare.json", config)
+    out = make_folder(o.out)
+    config, scores = configuration(o), read_scores(out / "compare.json", o)
 
     def once(key, make):
-        """The network and scores of a training, done if it is not yet: a stopped run goes on here."""
+        """The network and scores of a training, done unless an earlier call did it."""
         if key not in scores or not (out / f"{key}.pt").exists():
             net = make()
             save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{key}.pt")
             scores[key] = evaluate(net, data[3], o.size)
-            write(out / "compare.json", json.dumps({"options": config, "scores": scores}, indent=1))
+            save(json.dumps({"options": config, "scores": scores}, indent=1), out / "compare.json")
         return load_net(out / f"{key}.pt", device)[0], scores[key]
 
     if o.budget:
-        text, chart = budget(o, data, once)
+        text, picture = budget(o, data, once)
     else:
         for o.seed in range(o.seeds):
-            teacher = once(f"teacher, {o.seed}", lambda: compare_row("teacher", o, data, truths, None))[0]
-            for name in rows[1:]:
-                once(f"{name}, {o.seed}", lambda: compare_row(name, o, data, truths, teacher))
-            if truths and f"labels S, {o.seed}" not in scores:
-                found = label_scores(teacher, o, data[2], truths)
-                scores.update({f"{name}, {o.seed}": score for name, score in found.items()})
-                write(out / "compare.json", json.dumps({"options": config, "scores": scores}, indent=1))
-        labels = ["labels S", "labels M′", "labels B", "labels B + band"] * bool(truths)
+            teacher = None
+            for name in rows:
+                net, _ = once(f"{name}, {o.seed}",
+                              lambda: compare_row(name, o, data, truths, teacher))
+                teacher = teacher or net  # the first row's
+            scores.update(label_scores(teacher, o, data[2], truths) if truths else {})
+        labels = [key[:-3] for key in scores if key.startswith("labels ") and key.endswith(", 0")]
         text = compare_table(scores, rows + labels, o.seeds)
-        chart = compare_pictures(out, o, rows, scores, data[3])
+        picture = compare_pictures(out, o, rows, scores, data[3])
     name = "budget" if o.budget else "compare"
-    write(out / f"{name}.md", text + "\n")
-    chart.save(out / f"{name}.png")
+    save(json.dumps({"options": config, "scores": scores}, indent=1), out / "compare.json")
+    save(text + "\n", out / f"{name}.md")
+    picture.save(out / f"{name}.png")
     print(f"{text}\n{out}: {name}.md, {name}.png, compare.json with every seed's figures, weights")
 
 
@@ -1067,7 +1113,7 @@ def fold(net):
 
 
 def captured(net, x):
-    """net without Python between its kernels: a CUDA graph, or torch.compile on the CPU."""
+    """net without Python between its kernels: a CUDA graph (for this x), torch.compile on the CPU."""
     if not x.is_cuda:
         return torch.compile(net)
     for _ in range(3):  # libraries choose their kernels before the recording
@@ -1076,17 +1122,23 @@ def captured(net, x):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = net(x)
+    return lambda _: graph.replay() or y
 
-    def replay(same_x):
-        graph.replay()
-        return y
-    return replay
+
+def seconds_of(run, device=None):
+    """Seconds that a call takes: CUDA kernels run on after their launch, so the clock waits for them."""
+    sync = torch.cuda.synchronize if device and device.type == "cuda" else lambda: None
+    sync()
+    begun = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - begun
 
 
 def bench_rows(net, frames, device):
-    """{row: a function of no argument -> matte logits or uint8 mattes}, each adding one thing."""
+    """{row: a function of no argument -> matte logits, or uint8 mattes}; each row adds one thing."""
     half, name = (torch.float16, "fp16") if device.type == "cuda" else (torch.bfloat16, "bf16")
-    x = (torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255)
+    x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255
     x_half, nchw = x.to(half), x.contiguous()
     nhwc = copy.deepcopy(net).to(memory_format=torch.channels_last)
     folded = fold(nhwc)
@@ -1099,64 +1151,52 @@ def bench_rows(net, frames, device):
     rows = {"fp32": lambda: net(nchw)[0], "+ channels-last": lambda: nhwc(x)[0],
             "+ batch norm folded": lambda: folded(x)[0], f"+ autocast {name}": cast,
             f"+ {name} weights": lambda: light(x_half)[0]}
-    fastest, kind = light, half
     try:
         fast = captured(light, x_half)
         fast(x_half)
         rows["+ CUDA graph" if x.is_cuda else "+ torch.compile"] = lambda: fast(x_half)[0]
-        fastest = light if x.is_cuda else fast  # a graph reads one fixed input
-    except Exception as problem:  # torch.compile without a C++ compiler raises what it likes
-        note(f"the compiled row is left out ({type(problem).__name__}); it needs a C++ compiler")
-    if seconds_of(rows["+ batch norm folded"]) < seconds_of(lambda: fastest(x_half)):
-        fastest, kind = folded, torch.float32  # a CPU that computes 16 bits by way of 32
+    except Exception as problem:  # without a C++ compiler torch.compile raises what it likes
+        note(f"no compiled row: {type(problem).__name__}; torch.compile needs a C++ compiler here")
+    # some CPUs compute 16 bits by way of 32: end to end takes what is faster here
+    slow = seconds_of(rows[f"+ {name} weights"]) > seconds_of(rows["+ batch norm folded"])
+    best, kind = (folded, torch.float32) if slow else (light, half)
 
     def end_to_end():
         image = torch.from_numpy(frames).to(device, non_blocking=True).permute(0, 3, 1, 2)
-        return (fastest(image.to(kind) / 255)[0].float().sigmoid() * 255).byte().cpu().numpy()
+        return (best(image.to(kind) / 255)[0].float().sigmoid() * 255).byte().cpu().numpy()
 
     return {**rows, "end to end, uint8 to uint8": end_to_end}
 
 
-def seconds_of(run, device=None):
-    """Seconds that a call takes, the device's work included: kernels run on after their launch."""
-    sync = torch.cuda.synchronize if device and device.type == "cuda" else lambda: None
-    sync()
-    begun = time.perf_counter()
-    run()
-    sync()
-    return time.perf_counter() - begun
-
-
 def bench_size(net, size, o, device):
-    """Times every row at one size, in turn; -> ([row, ms, p95, FPS, difference], ...), GFLOP, rates."""
+    """Times every row at one size -> ([[row, ms, p95, FPS, difference]], GFLOP, {kind: GFLOP/s})."""
     frames = np.random.default_rng(0).integers(0, 256, (o.batch, size, size, 3), np.uint8)
-    rows = bench_rows(net, frames, device)
+    runs = bench_rows(net, frames, device)
     with FlopCounterMode(display=False) as counter:
-        rows["fp32"]()
-    flop = counter.get_total_flops()
-    exact = rows["fp32"]().float().sigmoid()
-    lines = []
-    for kind in (torch.float32, torch.float16 if device.type == "cuda" else torch.bfloat16):
+        exact = runs["fp32"]().float().sigmoid()
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    for kind in (torch.float32, half):  # what the machine reaches at its best
         a = torch.rand(2048, 2048, device=device).to(kind)
-        rows[kind] = functools.partial(torch.mm, a, a)  # what the machine reaches at its best
-    times, ends = {name: [] for name in rows}, time.monotonic() + o.seconds
-    while time.monotonic() < ends or len(times["fp32"]) < 6:
-        for name, run in rows.items():  # in turn, so that a slow moment hits every row
+        runs[str(kind)[6:]] = functools.partial(torch.mm, a, a)
+    times, end = {name: [] for name in runs}, time.monotonic() + o.seconds
+    while time.monotonic() < end or len(times["fp32"]) < 8:
+        for name, run in runs.items():  # in turn, so that a slow moment hits every row
             times[name].append(seconds_of(run, device))
-    for name, spent in times.items():
-        ms = 1000 * np.array(spent[3:])  # the first three warm up
-        if isinstance(name, str):
-            y = rows[name]()
+    lines, rates = [], {}
+    for name, run in runs.items():
+        ms = 1000 * np.array(times[name][3:])  # the first three warm up
+        if isinstance(run, functools.partial):
+            rates[name] = 2 * 2048 ** 3 / np.median(ms) / 1e6
+        else:
+            y = run()
             y = torch.from_numpy(y / 255) if isinstance(y, np.ndarray) else y.float().sigmoid()
-            difference = (y.to(device) - exact).abs().max().item()
-            lines.append([name, np.median(ms), np.percentile(ms, 95), 1000 * o.batch / np.median(ms), difference])
-    rates = {str(kind)[6:]: 2 * 2048 ** 3 / np.median(spent[3:]) / 1e9
-             for kind, spent in times.items() if not isinstance(kind, str)}
-    return lines, flop / 1e9, rates
+            lines.append([name, np.median(ms), np.percentile(ms, 95), 1000 * o.batch / np.median(ms),
+                          (y.to(device) - exact).abs().max().item()])
+    return lines, counter.get_total_flops() / 1e9, rates
 
 
 def cpu_name():
-    """The CPU's name where the system tells it."""
+    """The CPU's name, where the system tells it."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
@@ -1165,33 +1205,33 @@ def cpu_name():
 
 
 def bench(o):
-    """`mlb.py bench`: frames per second, what each step towards them buys, and how near the peak."""
+    """`mlb.py bench`: frames per second, what each step towards them buys, how near the peak it is"""
     device = setup(o)
     net = load_net(o.weights, device)[0] if o.weights else MattingNet(o.width).to(device).eval()
-    sizes = [int(size) for size in o.sizes.split(",")] if o.sizes else [o.size]
+    net = net.to(memory_format=torch.contiguous_format)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch {o.batch}, "
           f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters")
     report = {}
-    for size in sizes:
+    for size in map(int, (o.sizes or str(o.size)).split(",")):
         with torch.no_grad():
-            lines, gflop, rates = bench_size(net.to(memory_format=torch.contiguous_format), size, o, device)
-        head = [f"{size}x{size}", "ms", "ms p95", "FPS", "max difference"]
-        print(f"\n{gflop / o.batch:.2f} GFLOP a frame; matrix products reach "
-              + ", ".join(f"{rate:.0f} GFLOP/s in {kind}" for kind, rate in rates.items()))
-        print(table(head, [[*line[:4], f"{line[4]:.4f}"] for line in lines]))
-        whole = min(line[1] for line in lines[:3]), min(line[1] for line in lines[3:-1])
-        for (kind, rate), ms in zip(rates.items(), whole):
-            print(f"best {kind} row: {gflop / ms * 1000:.0f} GFLOP/s, {100000 * gflop / ms / rate:.0f} % of that")
+            lines, gflop, rates = bench_size(net, size, o, device)
         report[size] = {"rows": lines, "gflop": gflop, "rates": rates}
-    if len(sizes) > 1:
-        print("\n" + table(["cost of pixels", "ms end to end", "ms a megapixel"], [
-            [str(size), report[size]["rows"][-1][1], report[size]["rows"][-1][1] / size ** 2 / o.batch * 1e6]
-            for size in sizes]))
+        print("\n" + table([f"{size}x{size}", "ms", "ms p95", "FPS", "difference"],
+                           [[*line[:4], f"{line[4]:.4f}"] for line in lines]))
+        for (kind, rate), group in zip(rates.items(), (lines[:3], lines[3:-1])):
+            reached = 1000 * gflop / min(line[1] for line in group)
+            print(f"{kind}: {gflop / o.batch:.2f} GFLOP a frame, at best {reached:.0f} GFLOP/s, "
+                  f"{100 * reached / rate:.0f} % of the {rate:.0f} of a matrix product")
+    if o.sizes:
+        ms = {size: found["rows"][-1][1] for size, found in report.items()}
+        print("\n" + table(["end to end", "ms", "ms a megapixel"], [
+            [f"{size}x{size}", ms[size], 1e6 * ms[size] / size ** 2 / o.batch] for size in ms]))
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2 ** 20:.0f} MiB")
     if o.out:
-        write(make_folder(o.out) / "bench.json", json.dumps({"device": name, "sizes": report}, indent=1))
+        text = json.dumps({"device": name, "sizes": report}, indent=1)
+        save(text, make_folder(o.out) / "bench.json")
 
 
 # ======================================================================================
@@ -1201,20 +1241,20 @@ def bench(o):
 
 def blur(x, radius):
     """Box blur of C×H×W, computed on a grid as coarse as so wide a blur allows."""
-    step = max(1, radius // 3)
-    x, size = x[None], x.shape[-2:]
-    x = F.avg_pool2d(x, [min(step, side) for side in size], ceil_mode=True, count_include_pad=False)
+    step, size = max(1, radius // 3), x.shape[-2:]
+    x = F.avg_pool2d(x[None], [min(step, side) for side in size], ceil_mode=True,
+                     count_include_pad=False)
     reach = radius // step
     x = F.avg_pool2d(x, 2 * reach + 1, 1, reach, count_include_pad=False)
     return F.interpolate(x, size, mode="bilinear")[0]
 
 
 def estimate_foreground(image, alpha):
-    """The foreground colour F of image = αF + (1 − α)B, 3×H×W in [0, 1], by blur-fusion.
+    """The foreground colour F of image = αF + (1 − α)B, by blur-fusion; 3×H×W in [0, 1].
 
-    image 3×H×W and alpha 1×H×W in [0, 1]. Forte: Approximate Fast Foreground Colour Estimation
-    (ICIP 2021): F and B are blurred, each weighted by its share of a pixel, then F takes what
-    the blurred pair leaves of the image unexplained; a wide pass, then a narrow one.
+    image 3×H×W, alpha 1×H×W, in [0, 1]. Forte: Approximate Fast Foreground Colour Estimation
+    (ICIP 2021): F and B are blurred, each by its share of a pixel, and F takes what the blurred
+    pair leaves unexplained of the image; first with a wide blur, then with a narrow one.
     """
     foreground = background = image
     for radius in (90, 6):
@@ -1227,228 +1267,175 @@ def estimate_foreground(image, alpha):
 
 
 def cut_out(net, photo, size, background=None):
-    """The alpha, the RGBA cut-out and, over a background, the composite of an RGB picture.
+    """(alpha L, cut-out RGBA, composite RGB or None) of an RGB picture, all of its size.
 
-    In strips of rows: float copies of a whole phone photo would take gigabytes.
+    Strip by strip: float copies of a whole phone photo would take gigabytes.
     """
-    alpha = predict(net, photo, size)[:1]
-    pieces = []
+    alpha, strips = predict(net, photo, size)[:1], []
     for top in range(0, photo.height, 512):
-        first = max(0, top - 96)  # as far as a pass of blur-fusion looks, and six more
-        rows = slice(first, top + 512 + 96)
-        a = alpha[:, rows]
-        strip = to_tensor(photo.crop((0, first, photo.width, min(photo.height, rows.stop))))
+        first, last = max(0, top - 96), min(photo.height, top + 608)  # as far as the blurs reach
+        a = alpha[:, first:last]
+        strip = to_tensor(photo.crop((0, first, photo.width, last)))
         strip = estimate_foreground(strip, a) if 0 < a.mean() < 1 else strip
-        pieces.append(np.asarray(to_picture(strip[:, top - first:top - first + 512])))
-    colours = Image.fromarray(np.concatenate(pieces))
-    matte_ = to_picture(alpha)
-    over = None
+        strips.append(np.asarray(to_picture(strip[:, top - first:top - first + 512])))
+    cutout, alpha, over = Image.fromarray(np.concatenate(strips)), to_picture(alpha), None
     if background:
         over = ImageOps.fit(background, photo.size)
-        over.paste(colours, mask=matte_)
-    cutout = colours.copy()
-    cutout.putalpha(matte_)
-    return matte_, cutout, over
+        over.paste(cutout, mask=alpha)
+    cutout.putalpha(alpha)
+    return alpha, cutout, over
 
 
 def matte(o):
-    """`mlb.py matte`: cuts the people out of photos, with the old background's colour taken off."""
-    net, trained = load_net(o.weights, setup(o))
-    out, failed, names = make_folder(o.out), 0, set()
-    background = None
+    """`mlb.py matte`: cuts the person out of photos and takes the old background's colour off hair"""
+    net, trained_at = load_net(o.weights, setup(o))
+    out, failed, names, background = make_folder(o.out), 0, set(), None
     if o.background:
         try:
-            background = Image.new("RGB", (8, 8), ImageColor.getrgb(o.background))
-        except ValueError:  # no colour: a picture then
+            background = Image.new("RGB", (16, 16), ImageColor.getrgb(o.background))
+        except ValueError:  # not a colour, so a picture
             background = read(o.background)
-    paths = [path for name in o.photos for path in
-             ([pathlib.Path(name, p) for p in pictures(name)] if os.path.isdir(name) else [pathlib.Path(name)])]
+    paths = []
+    for given in map(pathlib.Path, o.photos):
+        paths += [given / name for name in pictures(given)] if given.is_dir() else [given]
     for path in paths:
         try:
-            photo = read(path)
-            stem, k = path.stem, 2
-            while stem in names:
+            photo, stem, k = read(path), path.stem, 2
+            while stem in names:  # of another folder
                 stem, k = f"{path.stem}-{k}", k + 1
             names.add(stem)
-            kinds = zip(("alpha", "cutout", "composite"), cut_out(net, photo, o.size or trained, background))
-            for kind, picture in kinds:
+            found = cut_out(net, photo, o.size or trained_at, background)
+            for kind, picture in zip(("alpha", "cutout", "composite"), found):
                 if picture:
-                    picture.save(out / f"{stem}_{kind}.png", icc_profile=photo.info.get("icc_profile"),
-                                 compress_level=1)
+                    picture.save(out / f"{stem}_{kind}.png", compress_level=1,
+                                 icc_profile=photo.info.get("icc_profile"))
             print(out / f"{stem}_cutout.png", flush=True)
         except (UserError, OSError) as problem:
             failed += 1
-            print(f"mlb: error: {problem}".replace("\n", "\\n"), file=sys.stderr)
+            complain(problem)
     if failed:
         raise UserError(f"{failed} of {len(paths)} photos failed, see above; the others are in {out}")
 
 
 def check_data(o):
-    """`mlb.py data`: looks through a data set without training: counts, damaged files, data.png."""
-    composites, backgrounds, naturals, tests = data = open_data(o)
-    labels = {path for pairs_ in (composites, naturals, tests) for _, path in pairs_}
-    bad = 0
-    for path in sorted({p for group in data for item in group for p in np.atleast_1d(item)}):
-        try:
-            read(path, label=path in labels, short=o.size)
-        except UserError as problem:
-            bad += 1
-            print(f"mlb: error: {problem}", file=sys.stderr)
-    for name, group in (("D_m", composites), ("D_s", naturals), ("test", tests)):
-        sizes = sorted((size_of(photo) for photo, _ in group), key=math.prod)
-        print(f"{name}: {len(group)} pairs, from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]} pixels")
+    """`mlb.py data`: looks through a data set without training: counts, damaged files, data.png"""
+    composites, backgrounds, naturals, tests = open_data(o)
+    damaged = 0
+    for name, found in (("D_m", composites), ("D_s", naturals), ("test", tests)):
+        sizes = sorted((size_of(photo) for photo, _ in found), key=math.prod)
+        print(f"{name}: {len(found)} pairs, {'x'.join(map(str, sizes[0]))} to "
+              f"{'x'.join(map(str, sizes[-1]))} pixels, {found[0][0]} with {found[0][1]}")
+        for path, label in sorted({(p, k == 1) for pair in found for k, p in enumerate(pair)}):
+            try:
+                read(path, label)
+            except UserError as problem:
+                damaged += 1
+                complain(problem)
     mixer = Mixer(composites, backgrounds, naturals, o.mix, o.size, o.seed)
-    samples = [mixer[i] for i in range(8)]
-    rows = [[to_picture(s["image"]), s["target"][0], boundary_label(s["target"])[0]] for s in samples]
+    rows = [[to_picture(s["image"]), s["target"][0], boundary_label(s["target"])[0]]
+            for s in (mixer[i] for i in range(8))]
     contact_sheet([(["image", "target", "boundary"], rows)]).save(o.out)
     print(f"{o.out}: what a batch looks like")
-    if bad:
-        raise UserError(f"{bad} damaged files, see above; replace them or take them out")
+    if damaged:
+        raise UserError(f"{damaged} damaged files, see above; replace them or take them out")
 
 
 # ======================================================================================
 # 9  Command line
 # ======================================================================================
 
-FOLDERS = {  # option: (its place below --data, what it holds)
-    "foreground": ("matte/foreground", "D_m: colours of the cut-outs, or whole photos"),
-    "alpha": ("matte/alpha", "D_m: their mattes"),
-    "background": ("matte/background", "D_m: backgrounds; none leaves the photos as they are"),
-    "seg_image": ("segmentation/image", "D_s: natural photos"),
-    "seg_mask": ("segmentation/mask", "D_s: their masks"),
-    "seg_alpha": ("segmentation/alpha", "D_s: their true mattes, for the upper bound only"),
-    "test_image": ("test/image", "test photos"),
-    "test_alpha": ("test/alpha", "test mattes"),
-}
 TRAINING = {  # option: (default, help)
     "out": ("runs/mlb", "folder for all that the run writes"),
-    "size": (128, "side of a training picture, in pixels, a multiple of 32"),
+    "size": (128, "side of a training picture in pixels, a multiple of 32"),
     "width": (32, "channels of the network's first stage"),
     "batch": (6, "pictures in a step, over all ranks"),
     "teacher_steps": (1000, "steps of the teacher"),
     "steps": (1300, "steps of the student"),
     "lr": (1e-2, "highest learning rate"),
     "mix": (0.25, "share of composites in the student's batches"),
-    "band": (None, "trust α′ only within so many pixels of the mask's edge"),
+    "band": (None, "trust the teacher only within so many pixels of the mask's edge"),
     "seed": (0, "of everything random"),
-    "amp": ("auto", "precision: auto (fp16 on CUDA, else off), off, bf16 or fp16"),
+    "amp": ("auto", "precision: off, bf16, fp16 or auto (fp16 on CUDA, else off)"),
     "workers": (0, "processes that load data"),
     "compile": (False, "torch.compile the network"),
     "resume": (False, "go on with the run in --out; begin it where there is none"),
 }
-COMPARISON = {  # what differs from TRAINING
+COMPARISON = {k: v for k, v in TRAINING.items() if k not in ("teacher_steps", "seed", "resume")} | {
     "out": ("runs/compare", "folder for tables, pictures, figures and weights"),
     "seeds": (3, "how many seeds, from 0"),
     "steps": (650, "steps of every training"),
     "band": (8, "of the row MLB + band, in pixels"),
-    "budget": (False, "sweep the number of mattes and masks instead"),
+    "budget": (False, "sweep the numbers of mattes and masks instead"),
 }
-DATA = {name: TRAINING[name] for name in ("size", "mix", "seed")}
 BENCH = {
     "size": (512, "side of a frame"),
     "sizes": ("", "several sides, such as 256,512,1024: how cost grows with pixels"),
     "batch": (1, "frames at a time"),
     "width": (32, "channels of the network's first stage"),
-    "weights": ("", "trained weights; random ones do for the time, not for the difference"),
-    "seconds": (10.0, "how long to measure each size"),
+    "weights": ("", "a teacher.pt or student.pt; random weights are as fast"),
+    "seconds": (10.0, "how long to measure a size"),
     "out": ("", "folder for bench.json"),
 }
 MATTE = {
-    "weights": ("", "a teacher.pt or student.pt"),
+    "weights": (None, "a teacher.pt or student.pt"),
     "out": ("cutouts", "folder for the pictures"),
-    "background": ("", "colour (white, #30a0ff) or picture for a composite"),
+    "background": ("", "colour (white, #30a0ff) or picture: writes composites too"),
     "size": (0, "short side that the network sees; 0: as it was trained"),
 }
-EVAL = {name: MATTE[name] for name in ("weights", "size")}
-LIMITS = {"mix": (0, 1), "band": (1, 1e9), "batch": (1, 1e9), "width": (1, 4096), "seeds": (1, 1e9),
-          "steps": (1, 1e12), "teacher_steps": (1, 1e12), "workers": (0, 1e4), "lr": (0, 1e9), "seed": (0, 2 ** 63)}
-
-
-def folder(o, name):
-    """The folder that an option names, or its place below --data."""
-    return pathlib.Path(getattr(o, name) or pathlib.Path(o.data, FOLDERS[name][0]))
-
-
-def checked(first, second):
-    """The pairs of two folders, their sizes compared by the headers: better known before step 1."""
-    found = pairs(first, second)
-    for image, label in found:
-        sizes = size_of(image), size_of(label)
-        if sizes[0] != sizes[1]:
-            raise UserError(f"{label}: {sizes[1][0]}x{sizes[1][1]} pixels, but its partner {image} has "
-                            f"{sizes[0][0]}x{sizes[0][1]}; a pair needs one size")
-    return found
-
-
-def open_data(o):
-    """The data set of the options -> (composites, backgrounds, naturals, tests), lists of paths."""
-    composites = checked(folder(o, "foreground"), folder(o, "alpha"))
-    behind = folder(o, "background")
-    backgrounds = [] if o.background == "none" else [behind / name for name in pictures(behind)]
-    for path in backgrounds:
-        size_of(path)
-    naturals = checked(folder(o, "seg_image"), folder(o, "seg_mask"))
-    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
-    for photo, matte_ in tests:  # a damaged one would spoil the end of a long run
-        read(photo), read(matte_, label=True)
-    print(f"D_m: {len(composites)} mattes, {len(backgrounds)} backgrounds. D_s: {len(naturals)} masks. "
-          f"Test: {len(tests)} pictures.", flush=True)
-    return composites, backgrounds, naturals, tests
-
-
-def evaluate_weights(o):
-    """`mlb.py eval`: the metrics of trained weights on any pair of folders"""
-    net, size = load_net(o.weights, setup(o))
-    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
-    print(table([f"{len(tests)} pictures", *COLUMNS], [[o.weights, *in_units(evaluate(net, tests, o.size or size))]]))
+EVAL = {k: MATTE[k] for k in ("weights", "size")}
+DATA = {"out": ("data.png", "contact sheet"), **{k: TRAINING[k] for k in ("size", "mix", "seed")}}
+LIMITS = {"mix": (0, 1), "band": (1, 1e9), "batch": (1, 1e9), "width": (1, 1e4), "seeds": (1, 1e9),
+          "steps": (1, 1e12), "teacher_steps": (1, 1e12), "workers": (0, 1e4), "lr": (0, 1e9)}
 
 
 def parser():
-    """The command line: every option's help ends with its default."""
+    """The command line, its help made from the tables above."""
     p = argparse.ArgumentParser(prog="mlb.py", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    shared = {k: v for k, v in TRAINING.items() if k not in ("teacher_steps", "seed", "resume")}
-    test, train_folders = ("test_image", "test_alpha"), [k for k in FOLDERS if k != "seg_alpha"]
-    for name, run, its_options, folders in (
-            ("train", train, TRAINING, train_folders), ("eval", evaluate_weights, EVAL, test),
-            ("compare", compare, {**shared, **COMPARISON}, FOLDERS), ("bench", bench, BENCH, ()),
-            ("matte", matte, MATTE, ()), ("data", check_data, {**DATA, "out": ("data.png", "the contact sheet")}, train_folders)):
-        what = run.__doc__.split("`: ", 1)[1]
-        c = commands.add_parser(name, help=what.splitlines()[0], description=what,
+    test, most = ["test_image", "test_alpha"], [k for k in FOLDERS if k != "seg_alpha"]
+    for run, options, folders in (
+            (train, TRAINING, most), (evaluate_weights, EVAL, test), (compare, COMPARISON, FOLDERS),
+            (bench, BENCH, ()), (matte, MATTE, ()), (check_data, DATA, most)):
+        name, what = run.__doc__.strip("`").removeprefix("mlb.py ").split("`: ")
+        c = commands.add_parser(name, help=what, description=what,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.set_defaults(run=run)
-        if name == "matte":
+        if run is matte:
             c.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
         if folders:
-            beside = str(pathlib.Path(__file__).with_name("data_sample"))
-            c.add_argument("--data", default=beside, metavar="FOLDER", help="the data set")
+            c.add_argument("--data", default=str(pathlib.Path(__file__).with_name("data_sample")),
+                           metavar="FOLDER", help="the data set")
         for option in folders:
-            place, holds = FOLDERS[option]
             c.add_argument(f"--{option.replace('_', '-')}", metavar="FOLDER", default="",
-                           help=f"{holds}; by itself, instead of DATA/{place}")
-        for option, (default, meaning) in {**its_options, "device": ("auto", "auto, cpu, cuda, cuda:1")}.items():
+                           help=f"{FOLDERS[option][1]}, instead of DATA/{FOLDERS[option][0]}")
+        options = {**options, "device": ("auto", "auto, cpu, cuda, cuda:1 ...")}
+        for option, (default, what) in options.items():
             kind = {"action": "store_true"} if default is False else {
-                "type": type(default) if default is not None else int, "default": default}
-            if option == "weights" and name != "bench":
-                kind = {"required": True}
-            c.add_argument("--" + option.replace("_", "-"), help=meaning, **kind)
+                "default": default, "type": int if option == "band" else type(default)}
+            kind = {"required": True} if option == "weights" and default is None else kind
+            c.add_argument(f"--{option.replace('_', '-')}", help=what, **kind)
     return p
 
 
 def check_options(o):
-    """Refuses numbers that make no sense before anything is read or made."""
+    """Refuses values that make no sense before anything is read or made."""
     for name, (low, high) in LIMITS.items():
         value = getattr(o, name, None)
         if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')} {value}: take a number from {low} to {high:g}")
+            raise UserError(f"--{name.replace('_', '-')} {value}: take one from {low} to {high:g}")
     if getattr(o, "amp", "off") not in ("auto", "off", "bf16", "fp16"):
         raise UserError(f"--amp {o.amp}: take auto, off, bf16 or fp16")
-    sides = [str(o.size)] if not getattr(o, "sizes", "") else o.sizes.split(",")
     if o.command in ("train", "compare", "bench", "data"):
-        for side in sides:
-            if not side.isdigit() or int(side) % 32 or not int(side):
-                raise UserError(f"--size{'s' * hasattr(o, 'sizes')} {side}: the network takes multiples of 32")
+        for side in (getattr(o, "sizes", "") or str(o.size)).split(","):
+            if not side.isdigit() or not int(side) or int(side) % 32:
+                raise UserError(f"--size, --sizes {side}: the network takes multiples of 32")
+
+
+def complain(problem):
+    """A problem as one line on standard error."""
+    text = str(problem).rsplit("UserError: ", 1)[-1].strip()  # a worker puts its traceback before it
+    print("mlb: error: " + text.replace("\n", "\\n"), file=sys.stderr, flush=True)
 
 
 def main(argv=None):
@@ -1459,13 +1446,16 @@ def main(argv=None):
         check_options(o)
         run(o)
         return 0
-    except UserError as problem:  # from a worker it comes with a traceback before it
-        text = str(problem).rsplit("UserError: ", 1)[-1].strip()
-        print("mlb: error: " + text.replace("\n", "\\n"), file=sys.stderr)
+    except UserError as problem:
+        complain(problem)
         return 2
     except KeyboardInterrupt:
-        print("\nmlb: stopped; the same command with --resume goes on", file=sys.stderr)
+        again = "the same command with --resume goes on" if run is train else "try again"
+        print(f"\nmlb: stopped; {again}", file=sys.stderr)
         return 130
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -589,7 +589,7 @@ def test_fit_reports_each_step_and_the_last(toy):
 def test_a_loss_that_is_not_finite_stops_the_run(toy):
     net = mlb.new_net(options(), torch.device("cpu"))
     torch.nn.init.constant_(net.head.bias, math.nan)
-    with pytest.raises(mlb.UserError, match=r"matte is nan at step 1 of the teacher"):
+    with pytest.raises(mlb.UserError, match="teacher, step 1: the loss term matte is nan"):
         mlb.fit("teacher", net, mixer(toy, 1), 5, options())
 
 
@@ -1080,3 +1080,216 @@ def test_the_student_beats_the_teacher(tmp_path, capsys):
                      "--device", "cpu"]) == 0
     scores = json.loads((out / "metrics.json").read_text())
     assert scores["student"]["MSE"] < 0.7 * scores["teacher"]["MSE"], scores
+
+
+def tiny(command, toy, out, *more):
+    """The arguments of a small run of compare or data."""
+    return [str(a) for a in (command, "--data", toy, "--out", out, "--size", 32, "--device", "cpu", *more)]
+
+
+def test_compare_goes_on_and_tells_of_its_figures(toy, tmp_path, capsys, monkeypatch):
+    out, small_ones = tmp_path / "out", ["--width", 8, "--batch", 2, "--steps", 2, "--seeds", 2]
+    done, fit = [], mlb.fit
+
+    def stops(stage, *a, **k):
+        done.append(stage)
+        if len(done) == 10:
+            raise KeyboardInterrupt
+        return fit(stage, *a, **k)
+
+    monkeypatch.setattr(mlb, "fit", stops)
+    assert mlb.main(tiny("compare", toy, out, *small_ones)) == 130
+    assert mlb.main(tiny("compare", toy, out, *small_ones)) == 0
+    assert len(done) == 15 and done[9] == done[10], "the tenth training was stopped and done again"
+    text = capsys.readouterr().out
+    table = (out / "compare.md").read_text()
+    assert table in text and all(f"| {name}" in table for name in mlb.ROWS) and "| labels B " in table
+    scores = json.loads((out / "compare.json").read_text())["scores"]
+    assert len([key for key in scores if not key.startswith("labels")]) == 14
+    expected = np.mean([1000 * scores[f"MLB (paper), {seed}"]["MSE"] for seed in (0, 1)])
+    assert f"{expected:.1f} ±" in next(line for line in table.splitlines() if "MLB (paper)" in line)
+    assert Image.open(out / "compare.png").width > 1000
+    assert "--lr" in fails(capsys, *tiny("compare", toy, out, *small_ones, "--lr", 0.5))
+    for text in ("", "{}", '{"options": 1, "scores": []}', '{"scores": {"a": 1}}'):
+        (out / "compare.json").write_text(text)
+        assert "compare.json" in fails(capsys, *tiny("compare", toy, out, *small_ones))
+    shutil.rmtree(toy / "segmentation/alpha")
+    assert mlb.main(tiny("compare", toy, tmp_path / "no", *small_ones)) == 0
+    said = capsys.readouterr()
+    assert "upper bound" not in said.out and "gap" not in said.out and "upper bound" in said.err
+
+
+def test_compare_budget_trains_every_pair_of_numbers(toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert mlb.main(tiny("compare", toy, out, "--budget", "--width", 8, "--batch", 2, "--steps", 1, "--seeds", 1)) == 0
+    lines = (out / "budget.md").read_text().splitlines()
+    assert len(lines) == 6 and lines[0].count("masks") == 4 and lines[2].startswith("| 2 mattes")
+    scores = json.loads((out / "compare.json").read_text())["scores"]
+    assert len(scores) == 4 + 16 and Image.open(out / "budget.png").height > 400
+
+
+def test_data_command_finds_what_is_wrong(toy, tmp_path, capsys):
+    assert mlb.main(tiny("data", toy, tmp_path / "d.png")) == 0
+    said = capsys.readouterr().out
+    assert "D_m: 3 pairs" in said and "D_s: 4 pairs, 40x40 to 40x40" in said
+    assert Image.open(tmp_path / "d.png").size == (4 + 3 * 180, 4 + 22 + 8 * 180)
+    damaged = toy / "segmentation/mask/1.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    assert mlb.main(tiny("data", toy, tmp_path / "d.png")) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 2 and "1.png" in said[0] and "1 damaged" in said[1]
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """A student.pt of an untrained small network."""
+    torch.manual_seed(0)
+    mlb.save({"net": mlb.MattingNet(8).state_dict(), "width": 8, "size": 64}, tmp_path / "student.pt")
+    return tmp_path / "student.pt"
+
+
+def test_bench_prints_a_row_for_each_step(weights_file, tmp_path, capsys, monkeypatch):
+    def no_compiler(net, x):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(mlb, "captured", no_compiler)
+    assert mlb.main(["bench", "--sizes", "32,64", "--seconds", "0.1", "--weights", str(weights_file), "--out",
+                     str(tmp_path / "b"), "--device", "cpu"]) == 0
+    said = capsys.readouterr()
+    for text in ("fp32", "+ channels-last", "+ batch norm folded", "autocast", "weights", "end to end",
+                 "GFLOP a frame", "ms a megapixel"):
+        assert text in said.out, text
+    assert "C++ compiler" in said.err
+    report = json.loads((tmp_path / "b/bench.json").read_text())["sizes"]["64"]
+    rows = {row[0]: row[1:] for row in report["rows"]}
+    assert all(0 < ms <= p95 and fps == pytest.approx(1000 / ms) for ms, p95, fps, _ in rows.values())
+    assert rows["+ channels-last"][3] < 1e-4 and rows["+ batch norm folded"][3] < 1e-4
+    assert rows["end to end, uint8 to uint8"][3] < 0.05
+    net = mlb.MattingNet(8)
+    flops = []  # two per multiplication, counted from the layers' shapes
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, i, o: flops.append(
+                2 * o.numel() * m.in_channels * math.prod(m.kernel_size)))
+    net.eval()(torch.rand(1, 3, 64, 64))
+    assert report["gflop"] == pytest.approx(sum(flops) / 1e9)
+
+
+def test_matte_cuts_out_upright_at_the_photos_own_size(weights_file, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    array = np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8)
+    (tmp_path / "a b").mkdir()
+    Image.fromarray(array).save(tmp_path / "a b/-1.jpg", exif=exif, icc_profile=b"a profile")
+    picture(tmp_path / "other/-1.png", (50, 40))
+    (tmp_path / "other/bad.jpg").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    arguments = ["matte", tmp_path / "a b/-1.jpg", tmp_path / "other", "--weights", weights_file, "--out", out,
+                 "--background", "white", "--device", "cpu"]
+    assert mlb.main([str(a) for a in arguments]) == 2, "one of the photos is damaged"
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 2 and "bad.jpg" in said[0] and "1 of 3" in said[1]
+    assert {p.name for p in out.iterdir()} == {f"{stem}_{kind}.png" for stem in ("-1", "-1-2")
+                                               for kind in ("alpha", "cutout", "composite")}
+    for kind, mode in (("alpha", "L"), ("cutout", "RGBA"), ("composite", "RGB")):
+        found = Image.open(out / f"-1_{kind}.png")
+        assert found.size == (90, 130) and found.mode == mode and found.info["icc_profile"] == b"a profile"
+    assert Image.open(out / "-1-2_alpha.png").size == (50, 40)
+    assert "nowhere" in fails(capsys, "matte", tmp_path / "other/-1.png", "--weights", weights_file, "--background", "nowhere.png")
+
+
+def test_every_hostile_photo_is_reported_and_the_rest_goes_on(weights_file, tmp_path, capsys):
+    bad = hostile(tmp_path / "h")
+    good = picture(tmp_path / "good.png")
+    arguments = ["matte", "--weights", str(weights_file), "--out", str(tmp_path / "o"), "--device", "cpu", "--"]
+    assert mlb.main(arguments + [str(p) for name, p in bad.items() if name != "folder.jpg"] + [str(good)]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and len(said.strip().splitlines()) == len(bad)
+    for name in bad:
+        assert name == "folder.jpg" or name.replace("\n", "\\n") in said, name
+    assert (tmp_path / "o/good_cutout.png").exists()
+
+
+def test_no_permission_is_named(tmp_path, capsys):
+    path = picture(tmp_path / "p.png")
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may read anything
+    try:
+        with pytest.raises(mlb.UserError, match="p.png"):
+            mlb.read(path)
+    finally:
+        if user == 0:
+            os.seteuid(0)
+
+
+PEAK = """
+import resource, sys, time, mlb
+begun = time.perf_counter()
+code = mlb.main(sys.argv[1:])
+print(code, time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+""".replace("mlb", NAME)
+
+
+def peak(*arguments):
+    """Runs a command in a process of its own -> (seconds without imports, peak memory in MiB)."""
+    done = subprocess.run([sys.executable, "-c", PEAK, *map(str, arguments)], cwd=HERE, text=True, capture_output=True)
+    code, seconds, memory = done.stdout.split()[-3:]
+    assert code == "0", done.stdout + done.stderr
+    return float(seconds), float(memory)
+
+
+@pytest.mark.slow
+def test_a_12_megapixel_photo_takes_seconds_and_little_memory(weights_file, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small_one = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(small_one).resize((4000, 3000), Image.BICUBIC).save(tmp_path / "p.jpg", exif=exif)
+    seconds, memory = peak("matte", tmp_path / "p.jpg", "--weights", weights_file, "--size", 512, "--out",
+                           tmp_path / "o", "--device", "cpu")
+    assert Image.open(tmp_path / "o/p_cutout.png").size == (3000, 4000)
+    assert memory < 1200, f"{memory:.0f} MiB"
+    assert seconds < 12, f"{seconds:.1f} s"  # the README's figure is measured on an idle machine
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data_set(toy, tmp_path):
+    _, few = peak(*small(toy, tmp_path / "few"))
+    for folder in ("segmentation/image", "segmentation/mask"):
+        for path in list((toy / folder).iterdir()):
+            for k in range(100):
+                shutil.copy(path, path.with_name(f"{path.stem}_{k}{path.suffix}"))
+    _, many = peak(*small(toy, tmp_path / "many"))
+    assert many < few + 50 and few < 1500, f"{few:.0f} MiB with 4 photos, {many:.0f} with 404"
+
+
+@pytest.mark.slow
+def test_a_sample_of_large_jpegs_costs_little_more_than_decoding(tmp_path):
+    small_one = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    for name in ("i/1.jpg", "m/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(small_one).resize((4000, 3000), Image.BICUBIC).save(tmp_path / name, quality=90)
+    found = mlb.pairs(tmp_path / "i", tmp_path / "m") * 200  # too many to be remembered
+    m = mlb.Mixer([], [], found, 0, 512)
+
+    def plain():
+        for path, mode in zip(found[0], ("RGB", "L")):
+            with Image.open(path) as image:
+                image.draft(mode, (512, 512))
+                image.convert(mode).resize((512, 512), Image.BILINEAR)
+
+    ratios = []
+    for k in range(12):
+        ratios.append(mlb.seconds_of(lambda: m[k]) / mlb.seconds_of(plain))
+    assert np.median(ratios) < 1.3, ratios
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_trains_benches_and_mattes(toy, tmp_path, weights_file):
+    out = tmp_path / "out"
+    assert mlb.main([str(a) for a in small(toy, out)[:-2] + ["--device", "cuda", "--workers", 2, "--compile"]]) == 0
+    assert mlb.load(out / "last.pt")["scaler"], "fp16 with a scaler is CUDA's default"
+    assert mlb.main(["bench", "--size", "64", "--seconds", "1", "--device", "cuda"]) == 0
+    picture(tmp_path / "p.png")
+    assert mlb.main(["matte", str(tmp_path / "p.png"), "--weights", str(out / "student.pt"), "--out", str(out)]) == 0
