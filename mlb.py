@@ -16,8 +16,8 @@ from the teacher:
 
 Deviations. The paper's text was not at hand: the formulas of α and B are our reading of summaries.
 Where we knew nothing the choice is ours: the network, the losses and their weights, augmentation,
-α′ used soft, a student that sees D_m too (the dataset mixer) and whose boundary label is that of
-B, both trained from scratch. One extension, off by default: band (see blend).
+α′ used soft, a student that starts from its teacher's weights, sees D_m too (the dataset mixer)
+and learns the boundary of B. One extension, off by default: band (see blend).
 """
 import argparse
 import contextlib
@@ -496,11 +496,14 @@ def rank_and_ranks():
     return (0, 1) if alone else (distributed.get_rank(), distributed.get_world_size())
 
 
-def new_net(o, device):
-    """A network in its seed's initial state, in channels-last: the layout that convolutions of
-    tensor cores and of oneDNN read without a transposition."""
+def new_net(o, device, teacher=None):
+    """A network in its seed's initial state, or in its teacher's; in channels-last, the layout that
+    convolutions of tensor cores and of oneDNN read without a transposition."""
     torch.manual_seed(o.seed)
-    return MattingNet(o.width).to(device, memory_format=torch.channels_last)
+    net = MattingNet(o.width)
+    if teacher:
+        net.load_state_dict(teacher.state_dict())
+    return net.to(device, memory_format=torch.channels_last)
 
 
 def student_label(teacher, make=blend):
@@ -712,7 +715,8 @@ def train(o):
         save("".join(old), out / "log.csv")  # what came after the checkpoint is done again
         log = open(out / "log.csv", "a", buffering=1)
     for stage, steps, mix in (("teacher", o.teacher_steps, 1.0), ("student", o.steps, o.mix)):
-        net, teacher = new_net(o, device), nets.get("teacher")
+        teacher = nets.get("teacher")
+        net = new_net(o, device, teacher)
         if saved and saved["stage"] == "student" != stage:
             net.load_state_dict(saved["teacher"])
         else:
@@ -943,15 +947,15 @@ ROWS = {  # name: (share of D_m, None for --mix; what the natural photos of D_s 
 
 
 def compare_row(name, o, data, truths, teacher):
-    """Trains a row's network. Rows differ in mix and labels alone: initial state, steps, batch,
-    augmentation and learning rate are the same."""
+    """Trains a row's network. Students differ in mix and labels alone: initial state (the teacher's),
+    steps, batch, augmentation and learning rate are the same."""
     composites, backgrounds, naturals, _ = data
     mix, kind = ROWS[name]
     mixer = Mixer(composites, backgrounds, truths if kind == "true matte" else naturals,
                   o.mix if mix is None else mix, o.size, o.seed)
     make = {"M′": lambda M_t, alpha_t, S: M_t, "B": blend,
             "B + band": functools.partial(blend, band=o.band)}.get(kind)
-    net = new_net(o, torch.device(o.device))
+    net = new_net(o, torch.device(o.device), teacher)
     fit(f"{name}, {o.seed}", net, mixer, o.steps, o, make and student_label(teacher, make),
         observe=watch(o.steps, set()))
     return net.eval().requires_grad_(False)

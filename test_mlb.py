@@ -6,12 +6,13 @@
     MLB=my_mlb python -m pytest          the same for your own copy, my_mlb.py
 """
 import importlib
-import io
 import json
 import math
 import os
 import pathlib
 import pickle
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -943,6 +944,14 @@ def test_help_states_every_default(capsys):
         for name, default in o.items():
             if name not in ("run", "command", "photos", "weights", *mlb.FOLDERS) and default not in (None, False, ""):
                 assert f"(default: {default})" in text, f"{command} --{name}: help does not say {default}"
+
+
+def test_every_command_of_the_readme_exists():
+    text = (HERE / "README.md").read_text().replace("\\\n", " ").replace(" ...", " ")
+    commands = re.findall(r"^(?:\| `)?(?:torchrun \S+ |\S*python )mlb\.py ([^`#|\n]*)", text, re.M)
+    assert len(commands) >= 10, commands
+    for command in commands:
+        mlb.parser().parse_args(shlex.split(command))
 
 
 # ---------------------------------------------------------------- the program as a user runs it

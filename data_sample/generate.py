@@ -180,7 +180,7 @@ class Canvas:
         self.shape(outline, colour, shadow=0.15)
         edge = np.roll(outline, -1, 0) - outline
         span = np.linalg.norm(edge, axis=1) + 1e-6
-        count = int(span.sum() * self.unit * dense * self.scale / SCALE)
+        count = int(1.6 * span.sum() * self.unit * dense * self.scale / SCALE)
         pick = rng.choice(len(span), count, p=span / span.sum())
         roots = outline[pick] + edge[pick] * rng.random((count, 1))
         tangent = edge[pick] / span[pick, None]
@@ -188,7 +188,7 @@ class Canvas:
         tangent *= np.where(tangent[:, 1:] < 0, -1, 1)
         way = (1 - lean) * normal + lean * tangent
         angles = np.arctan2(way[:, 1], way[:, 0]) + rng.normal(0, 0.3, count)
-        lengths = np.minimum(rng.exponential(length, count), 3.2 * length)
+        lengths = np.minimum(rng.exponential(1.7 * length, count), 4 * length)
         lengths *= np.where((normal[:, 1] > 0.4) | (way[:, 0] * roots[:, 0] < 0), tips, 1.0)
         few, centre = count // 3, outline.mean(0)  # some grow from further in: the mass's grain
         within = centre + (roots[:few] - centre) * rng.uniform(0.3, 0.93, (few, 1))
@@ -364,17 +364,17 @@ def person(rng, size, light, spot, style=None, scale=SCALE):
                (-0.24, -0.27 + low), (-0.36, -0.12)]
         length = {"short": 0.075, "bun": 0.04, "ponytail": 0.04, "long": 0.05}.get(style, 0.08)
         c.hair(rng, head(cap), colour, length, tips=0.3, lean=0.5 if curl < 0.5 else 0.1, **look)
-        loose = oval(0, -0.1, 0.42, 0.46, 170, 370, 90)  # single strands that fly away
-        ways = np.radians(np.linspace(170, 370, 90)) + rng.normal(0, 0.6, 90)
-        c.strands(rng, head(loose), ways, rng.uniform(0.1, 0.32, 90), colour, curl, fall=0.5)
+        loose = oval(0, -0.1, 0.42, 0.46, 170, 370, 240)  # single strands that fly away
+        ways = np.radians(np.linspace(170, 370, 240)) + rng.normal(0, 0.6, 240)
+        c.strands(rng, head(loose), ways, rng.uniform(0.1, 0.4, 240), colour, curl, fall=0.5)
     if style in ("long", "wavy", "curly"):
         for s in (-1, 1):
             lock = [(s * 0.41, -0.12), (s * 0.47, 0.4), (s * rng.uniform(0.42, 0.56), reach)]
             c.hair(rng, head(limb(lock, (0.13, 0.22))), colour, 0.11, lean=0.75, tips=0.5,
                    **look)
-            away = rng.normal(1.57 - 0.7 * s, 0.35, 50)  # loose ones, before the scene behind
-            roots = np.stack([np.full(50, s * 0.5), rng.uniform(-0.2, 0.9 * reach, 50)], 1)
-            c.strands(rng, head(roots), away, rng.uniform(0.2, 0.6, 50), colour, curl, fall=0.5)
+            away = rng.normal(1.57 - 0.7 * s, 0.35, 120)  # loose ones, before the scene behind
+            roots = np.stack([np.full(120, s * 0.5), rng.uniform(-0.2, 0.9 * reach, 120)], 1)
+            c.strands(rng, head(roots), away, rng.uniform(0.2, 0.6, 120), colour, curl, fall=0.5)
     if rng.random() < 0.14 and style != "afro":
         felt = np.array(palette[rng.integers(2, 6)], float)
         c.shape(rounded(head([(-0.45, -0.2), (-0.44, -0.5), (-0.25, -0.74), (0.25, -0.74),
@@ -642,10 +642,10 @@ def coarse_mask(rng, alpha):
     """What a hurried annotator clicks, (H, W) bool, for a matte (H, W) in 0..1.
 
     The outline follows the solid person, without the fringe of hair, in straight segments of 10 to
-    16 px between clicks that miss by a pixel or so; narrow gaps are closed.
+    16 px between clicks that miss by a pixel or two; narrow gaps are closed.
     """
     height, width = alpha.shape
-    solid = blur((blur(alpha, 0.8) > 0.8).astype(np.float32), 1.8) > 0.5
+    solid = blur((blur(alpha, 1) > 0.85).astype(np.float32), 2) > 0.5
     mask = Image.new("1", (width, height))
     for loop in sorted(contours(solid), key=len, reverse=True):
         filled = area(loop) > 0
@@ -657,7 +657,7 @@ def coarse_mask(rng, alpha):
             clicks.append(at)
             reach = np.arange(at + 10, at + 17)  # the next click: where the outline bends most
             at = int(reach[np.argmax(bend[reach % len(loop)])])
-        points = loop[clicks] + rng.normal(0, 0.9, (len(clicks), 2))
+        points = loop[clicks] + rng.normal(0, 1.2, (len(clicks), 2))
         edge = (loop[clicks] <= 0) | (loop[clicks] >= (width, height))  # cut by the picture's edge
         points = np.where(edge, loop[clicks], points) - 0.5
         ImageDraw.Draw(mask).polygon([tuple(p) for p in points], fill=int(filled))
