@@ -1073,9 +1073,10 @@ def test_two_ranks_learn_what_one_learns(toy, tmp_path):
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
         arguments = [str(a) for a in small(toy, out, "--teacher-steps", 20, "--steps", 20)]
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0",
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
                         str(tmp_path / "ranks.py"), *arguments],
-                       check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
+                       check=True, capture_output=True, timeout=120,
+                       env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
         rows = [line.split(",") for line in (out / "log.csv").read_text().splitlines()]
         curves.append([float(row[rows[0].index("total")]) for row in rows[1:]])
     same(curves[1], curves[0], 1e-4)
