@@ -141,7 +141,8 @@ def read(path, label=False, short=0):
         if short:
             image.draft(None, (math.ceil(short), math.ceil(short)))
         icc = image.info.get("icc_profile")
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # in place: a copy of a large photo costs
         if image.mode.startswith("I"):  # 16 bits a pixel
             image = Image.fromarray((np.asarray(image, np.int64) >> 8).astype(np.uint8))
         opaque = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
@@ -150,7 +151,7 @@ def read(path, label=False, short=0):
         elif label and image.mode == "P" and np.ptp(np.asarray(image.convert("RGB")), axis=2).any():
             # the colours of a palette are names, not values: any but the first is the person
             image = Image.fromarray(np.uint8(255) * (np.asarray(image) > 0))
-        else:
+        elif image.mode != ("L" if label else "RGB"):
             image = image.convert("L" if label else "RGB")
         if label and image.getextrema()[1] == 1:  # a mask of 0 and 1
             image = image.point(lambda value: 255 * value)
@@ -231,12 +232,12 @@ def degrade(image, rng):
     """A picture out of focus, under other light, with a sensor's noise, as a tensor 3×S×S."""
     if rng.random() < 0.3:
         image = image.filter(ImageFilter.BoxBlur(rng.random()))
-    gain = torch.from_numpy(rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, (3, 1, 1)))
-    image = to_tensor(image) ** rng.uniform(0.8, 1.25) * gain.float()
+    gain = torch.from_numpy(rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, (3, 1, 1))).float()
+    image = to_tensor(image).pow_(rng.uniform(0.8, 1.25)).mul_(gain)
     if rng.random() < 0.3:
-        noise = torch.from_numpy(rng.random(image.shape, np.float32)) - 0.5
-        image = image + rng.uniform(0, 0.15) * noise
-    return image.clamp(0, 1)
+        noise = rng.random(image.shape[1:] + image.shape[:1], np.float32)  # H×W×3, as image lies
+        image.add_(torch.from_numpy(noise).sub_(0.5).permute(2, 0, 1), alpha=rng.uniform(0, 0.15))
+    return image.clamp_(0, 1)
 
 
 def clutter(background, rng):
