@@ -61,7 +61,7 @@ LEAST_SIDE, MOST_ASPECT = 16, 16  # pictures smaller or thinner than this hold n
 
 
 def pictures(folder):
-    """Picture files below folder, as sorted paths relative to it; strays such as ._x.jpg are not."""
+    """Picture files below folder, as sorted paths relative to it, without strays (._x.jpg)."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name another one (see --help)")
@@ -285,7 +285,7 @@ class Mixer(torch.utils.data.Dataset):
         raise UserError(f"ten damaged files in a row, the last one {damaged[-1]}")
 
     def draw(self, rng):
-        """One sample. Its target is taken before light, blur and noise: a matte has none of them."""
+        """One sample; its target is taken before light, blur and noise: a matte has none."""
         natural = bool(rng.random() >= self.mix)
         photo, label = self.pick(self.naturals if natural else self.composites, rng)
         window = self.window(rng)
@@ -332,7 +332,7 @@ def conv(inputs, outputs, stride=1, size=3):
 
 
 class Residual(nn.Module):
-    """x + conv(x). In a trunk of these the same steps bring more than in one of bare convolutions."""
+    """x + conv(x): a trunk of these learns more in the same steps than bare convolutions do."""
 
     def __init__(self, channels):
         super().__init__()
@@ -539,6 +539,14 @@ def train_step(net, batch, o, optimizer, scaler, label=None):
     return terms
 
 
+def loader(mixer, first, steps, o):
+    """Batches first to steps − 1 of the mixer; every rank takes its share of each."""
+    rank, ranks = rank_and_ranks()
+    batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(first, steps)]
+    return torch.utils.data.DataLoader(mixer, batch_sampler=batches, num_workers=o.workers,
+                                       pin_memory=o.device.startswith("cuda"))
+
+
 def as_floats(terms, where):
     """The loss terms as floats, averaged over the ranks: the one wait for the device in a step."""
     values = torch.stack(list(terms.values())).detach()
@@ -548,8 +556,8 @@ def as_floats(terms, where):
     floats = dict(zip(terms, values.tolist()))
     for name, value in floats.items():
         if not math.isfinite(value):
-            raise UserError(f"{where}: the loss term {name} is {value}; the last checkpoint is good: "
-                            "go on from it with a lower --lr or --amp off")
+            raise UserError(f"{where}: the loss term {name} is {value}; the last checkpoint is "
+                            "good: go on from it with a lower --lr or --amp off")
     return floats
 
 
@@ -571,7 +579,7 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
     observe(row, damaged, last, state): the loss terms and times, complaints about files, whether
     it is the last call, and a function that makes what a resume needs.
     """
-    device, (rank, ranks) = next(net.parameters()).device, rank_and_ranks()
+    device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
     scaler = torch.amp.GradScaler(device.type, enabled=o.amp == "fp16")
@@ -580,15 +588,12 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
         step, seconds = saved["step"], saved["seconds"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-    model = nn.parallel.DistributedDataParallel(net) if ranks > 1 else net
+    model = nn.parallel.DistributedDataParallel(net) if distributed.is_initialized() else net
     model = torch.compile(model) if o.compile else model
-    batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(step, steps)]
-    loader = torch.utils.data.DataLoader(mixer, batch_sampler=batches, num_workers=o.workers,
-                                         pin_memory=device.type == "cuda")
     net.train()
     with patient() as interrupted:
         clock = time.perf_counter()
-        for batch in loader:
+        for batch in loader(mixer, step, steps, o):
             data_seconds = time.perf_counter() - clock
             # up in 20 steps, then down a cosine
             lr = o.lr * min((step + 1) / 20, (1 + math.cos(math.pi * step / steps)) / 2)
@@ -637,7 +642,7 @@ def watch(steps, known, log=None, keep=None):
 
 
 def save(state, path):
-    """Writes a checkpoint (a dict) or a text beside its place, then renames it: never half a file."""
+    """Writes a checkpoint (a dict) or text beside its place, then renames it: never half a file."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -684,7 +689,8 @@ def make_folder(out):
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as problem:
-        raise UserError(f"{out}: can't be made ({problem.strerror}); take another --out") from problem
+        raise UserError(f"{out}: can't be made ({problem.strerror}); "
+                        "take another --out") from problem
     return pathlib.Path(out)
 
 
@@ -693,8 +699,8 @@ def configuration(o, path=None, saved=None):
     config = {name: value for name, value in vars(o).items() if name not in FREE}
     for name in config if saved is not None else ():
         if saved.get(name) != config[name]:
-            raise UserError(f"{path}: that run has --{name.replace('_', '-')} {saved.get(name)}, not "
-                            f"{config[name]}; give its own options or take another --out")
+            raise UserError(f"{path}: that run has --{name.replace('_', '-')} {saved.get(name)}, "
+                            f"not {config[name]}; give its own options or take another --out")
     return config
 
 
@@ -711,7 +717,8 @@ def train(o):
     config = configuration(o, out / "last.pt", saved and saved["config"])
     log, damaged, nets = None, set(), {}
     if first_rank:
-        save(json.dumps({**config, "torch": torch.__version__}, indent=1) + "\n", out / "config.json")
+        text = json.dumps({**config, "torch": torch.__version__}, indent=1)
+        save(text + "\n", out / "config.json")
         old = (out / "log.csv").read_text().splitlines(True)[:done + 1] if done else []
         save("".join(old), out / "log.csv")  # what came after the checkpoint is done again
         log = open(out / "log.csv", "a", buffering=1)
@@ -857,7 +864,7 @@ def mean_metrics(rows):
 
 
 def evaluate(net, tests, size):
-    """Mean metrics of a network over (photo, matte) paths, at the mattes' size; size: see predict."""
+    """Mean metrics of a network over (photo, matte) paths, at their own size; size: see predict."""
     return mean_metrics([metrics(predict(net, read(photo), size)[0],
                                  to_tensor(read(truth, label=True))[0]) for photo, truth in tests])
 
@@ -948,8 +955,8 @@ ROWS = {  # name: (share of D_m, None for --mix; what the natural photos of D_s 
 
 
 def compare_row(name, o, data, truths, teacher):
-    """Trains a row's network. Students differ in mix and labels alone: initial state (the teacher's),
-    steps, batch, augmentation and learning rate are the same."""
+    """Trains a row's network. Students differ in mix and labels alone: their initial state (the
+    teacher's), steps, batch, augmentation and learning rate are the same."""
     composites, backgrounds, naturals, _ = data
     mix, kind = ROWS[name]
     mixer = Mixer(composites, backgrounds, truths if kind == "true matte" else naturals,
@@ -977,7 +984,7 @@ def label_scores(teacher, o, naturals, truths):
 
 
 def compare_table(scores, rows, seeds):
-    """Mean ± standard deviation over the seeds, and the share of the MSE gap closed, as Markdown."""
+    """Mean ± standard deviation over the seeds and the share of the MSE gap closed, in Markdown."""
     def mse(name):
         return np.array([scores[f"{name}, {seed}"]["MSE"] for seed in range(seeds)])
 
@@ -995,8 +1002,8 @@ def compare_table(scores, rows, seeds):
 
 def bars(names, means, spreads, width):
     """A bar chart with error bars as a picture width pixels wide."""
-    chart, scale = Image.new("RGB", (width, 26 * len(names) + 30), "white"), 0.6 * width / max(means)
-    draw, font = ImageDraw.Draw(chart), ImageFont.load_default(13)
+    chart = Image.new("RGB", (width, 26 * len(names) + 30), "white")
+    draw, font, scale = ImageDraw.Draw(chart), ImageFont.load_default(13), 0.6 * width / max(means)
     draw.text((8, 6), "MSE e-3 on the test pictures: mean, standard deviation", "black", font)
     for k, (name, mean, spread) in enumerate(zip(names, means, spreads)):
         y, x, low, high = 30 + 26 * k, 0.2 * width, scale * (mean - spread), scale * (mean + spread)
@@ -1008,7 +1015,7 @@ def bars(names, means, spreads, width):
 
 
 def compare_pictures(out, o, rows, scores, tests):
-    """A bar chart over the rows' mattes of the three pictures that MLB does worst and four others."""
+    """A bar chart over the rows' mattes of three pictures that MLB does worst, and four others."""
     nets = {name: load_net(out / f"{name}, 0.pt", o.device)[0] for name in rows}
     errors = [evaluate(nets["MLB (paper)"], [pair], o.size)["MSE"] for pair in tests]
     order = np.argsort(errors)[::-1]
@@ -1118,7 +1125,7 @@ def fold(net):
 
 
 def captured(net, x):
-    """net without Python between its kernels: a CUDA graph (for this x), torch.compile on the CPU."""
+    """net without Python between its kernels: a CUDA graph of this x; torch.compile on the CPU."""
     if not x.is_cuda:
         return torch.compile(net)
     for _ in range(3):  # libraries choose their kernels before the recording
@@ -1131,7 +1138,7 @@ def captured(net, x):
 
 
 def seconds_of(run, device=None):
-    """Seconds that a call takes: CUDA kernels run on after their launch, so the clock waits for them."""
+    """Seconds that a call takes. CUDA kernels run on after the launch: the clock waits for them."""
     sync = torch.cuda.synchronize if device and device.type == "cuda" else lambda: None
     sync()
     begun = time.perf_counter()
@@ -1141,7 +1148,7 @@ def seconds_of(run, device=None):
 
 
 def bench_rows(net, frames, device):
-    """{row: a function of no argument -> matte logits, or uint8 mattes}; each row adds one thing."""
+    """{row: a function of no argument -> matte logits or uint8 mattes}; each row adds one thing."""
     half, name = (torch.float16, "fp16") if device.type == "cuda" else (torch.bfloat16, "bf16")
     x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255
     x_half, nchw = x.to(half), x.contiguous()
@@ -1174,7 +1181,7 @@ def bench_rows(net, frames, device):
 
 
 def bench_size(net, size, o, device):
-    """Times every row at one size -> ([[row, ms, p95, FPS, difference]], GFLOP, {kind: GFLOP/s})."""
+    """Times all rows at one size -> ([[row, ms, p95, FPS, difference]], GFLOP, {kind: GFLOP/s})."""
     frames = np.random.default_rng(0).integers(0, 256, (o.batch, size, size, 3), np.uint8)
     runs = bench_rows(net, frames, device)
     with FlopCounterMode(display=False) as counter:
@@ -1195,8 +1202,9 @@ def bench_size(net, size, o, device):
         else:
             y = run()
             y = torch.from_numpy(y / 255) if isinstance(y, np.ndarray) else y.float().sigmoid()
-            lines.append([name, np.median(ms), np.percentile(ms, 95), 1000 * o.batch / np.median(ms),
-                          (y.to(device) - exact).abs().max().item()])
+            difference = (y.to(device) - exact).abs().max().item()
+            lines.append([name, np.median(ms), np.percentile(ms, 95),
+                          1000 * o.batch / np.median(ms), difference])
     return lines, counter.get_total_flops() / 1e9, rates
 
 
@@ -1210,7 +1218,7 @@ def cpu_name():
 
 
 def bench(o):
-    """`mlb.py bench`: frames per second, what each step towards them buys, how near the peak it is"""
+    """`mlb.py bench`: frames per second, what each step towards them buys, how near the peak"""
     device = setup(o)
     net = load_net(o.weights, device)[0] if o.weights else MattingNet(o.width).to(device).eval()
     net = net.to(memory_format=torch.contiguous_format)
@@ -1292,7 +1300,7 @@ def cut_out(net, photo, size, background=None):
 
 
 def matte(o):
-    """`mlb.py matte`: cuts the person out of photos and takes the old background's colour off hair"""
+    """`mlb.py matte`: cuts the person out of photos, without the old background's colour"""
     net, trained_at = load_net(o.weights, setup(o))
     out, failed, names, background = make_folder(o.out), 0, set(), None
     if o.background:
@@ -1319,7 +1327,7 @@ def matte(o):
             failed += 1
             complain(problem)
     if failed:
-        raise UserError(f"{failed} of {len(paths)} photos failed, see above; the others are in {out}")
+        raise UserError(f"{failed} of {len(paths)} photos failed, see above; the rest is in {out}")
 
 
 def check_data(o):
@@ -1407,7 +1415,7 @@ def parser():
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         c.set_defaults(run=run)
         if run is matte:
-            c.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
+            c.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of them")
         if folders:
             c.add_argument("--data", default=str(pathlib.Path(__file__).with_name("data_sample")),
                            metavar="FOLDER", help="the data set")
@@ -1439,7 +1447,7 @@ def check_options(o):
 
 def complain(problem):
     """A problem as one line on standard error."""
-    text = str(problem).rsplit("UserError: ", 1)[-1].strip()  # a worker puts its traceback before it
+    text = str(problem).rsplit("UserError: ", 1)[-1].strip()  # a worker adds its traceback
     print("mlb: error: " + text.replace("\n", "\\n"), file=sys.stderr, flush=True)
 
 

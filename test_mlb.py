@@ -1016,80 +1016,11 @@ def test_interrupted_by_ctrl_c_it_saves_and_says_how_to_go_on(toy, tmp_path, cap
 KILLED = "import sys, mlb; mlb.KEEP_SECONDS = 0; sys.exit(mlb.main(sys.argv[1:]))".replace("mlb", NAME)
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, tmp_path):
-    plain, out = tmp_path / "plain", tmp_path / "out"
-    arguments = [str(a) for a in small(toy, plain, "--steps", 40, "--teacher-steps", 40)]
-    begun = time.monotonic()
-    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, capture_output=True, cwd=HERE)
-    whole = time.monotonic() - begun
-    arguments = [str(a) for a in small(toy, out, "--steps", 40, "--teacher-steps", 40, "--resume")]
-    for share in (0.45, 0.6, 0.75):
-        child = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stdout=subprocess.DEVNULL, cwd=HERE)
-        time.sleep(share * whole)
-        child.kill()
-        child.wait()
-    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, capture_output=True, cwd=HERE)
-    assert torch.equal(weights(out), weights(plain))
-    assert len((out / "log.csv").read_text().splitlines()) == 81
-
-
-@pytest.mark.slow
-def test_same_seed_same_weights_whatever_the_workers(toy, tmp_path):
-    for name, workers in (("a", 0), ("b", 0), ("c", 2)):
-        run(*small(toy, tmp_path / name, "--workers", workers))
-    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b")), "the same command twice"
-    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "c")), "workers change nothing"
-
-
-@pytest.mark.slow
-def test_overfits_one_batch():
-    o = options("--lr", 5e-3)
-    o.size, o.width = 64, 32
-    net, rows = mlb.new_net(o, torch.device("cpu")), []
-    samples = [mixer(SAMPLE, 0, 64)[i] for i in range(4)]
-
-    class Same(torch.utils.data.Dataset):
-        def __getitem__(self, i):
-            return samples[i % 4]
-
-    mlb.fit("t", net, Same(), 120, o, observe=lambda row, *rest: rows.append(row))
-    assert rows[-1]["matte"] < 0.1 * rows[0]["matte"], f"from {rows[0]['matte']} to {rows[-1]['matte']}"
-    assert rows[0]["matte"] == pytest.approx(math.log(2), abs=0.3), "an untrained net's loss is chance's"
-
-
 RANKS = """
 import sys, torch, mlb
 mlb.MattingNet.train = lambda self, mode=True: torch.nn.Module.train(self, False)
 sys.exit(mlb.main(sys.argv[1:]))
 """.replace("mlb", NAME)
-
-
-@pytest.mark.slow
-def test_two_ranks_learn_what_one_learns(toy, tmp_path):
-    """The same global batch; batch norm in eval mode, since each rank has statistics of its own."""
-    (tmp_path / "ranks.py").write_text(RANKS)
-    curves = []
-    for ranks in (1, 2):
-        out = tmp_path / str(ranks)
-        arguments = [str(a) for a in small(toy, out, "--teacher-steps", 20, "--steps", 20)]
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
-                        str(tmp_path / "ranks.py"), *arguments],
-                       check=True, capture_output=True, timeout=120,
-                       env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
-        rows = [line.split(",") for line in (out / "log.csv").read_text().splitlines()]
-        curves.append([float(row[rows[0].index("total")]) for row in rows[1:]])
-    same(curves[1], curves[0], 1e-4)
-
-
-@pytest.mark.slow
-def test_the_student_beats_the_teacher(tmp_path, capsys):
-    """The method's promise, in a run a tenth as long as the README's."""
-    out = tmp_path / "out"
-    assert mlb.main(["train", "--out", str(out), "--size", "64", "--teacher-steps", "120", "--steps", "200",
-                     "--device", "cpu"]) == 0
-    scores = json.loads((out / "metrics.json").read_text())
-    assert scores["student"]["MSE"] < 0.7 * scores["teacher"]["MSE"], scores
 
 
 def tiny(command, toy, out, *more):
@@ -1250,6 +1181,88 @@ def peak(*arguments):
     return float(seconds), float(memory)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_trains_benches_and_mattes(toy, tmp_path, weights_file):
+    out = tmp_path / "out"
+    assert mlb.main([str(a) for a in small(toy, out)[:-2] + ["--device", "cuda", "--workers", 2, "--compile"]]) == 0
+    assert mlb.load(out / "last.pt")["scaler"], "fp16 with a scaler is CUDA's default"
+    assert mlb.main(["bench", "--size", "64", "--seconds", "1", "--device", "cuda"]) == 0
+    picture(tmp_path / "p.png")
+    assert mlb.main(["matte", str(tmp_path / "p.png"), "--weights", str(out / "student.pt"), "--out", str(out)]) == 0
+
+
+# ---------------------------------------------------------------- slow ones: over 5 seconds each
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, tmp_path):
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    arguments = [str(a) for a in small(toy, plain, "--steps", 40, "--teacher-steps", 40)]
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, capture_output=True, cwd=HERE)
+    whole = time.monotonic() - begun
+    arguments = [str(a) for a in small(toy, out, "--steps", 40, "--teacher-steps", 40, "--resume")]
+    for share in (0.45, 0.6, 0.75):
+        child = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stdout=subprocess.DEVNULL, cwd=HERE)
+        time.sleep(share * whole)
+        child.kill()
+        child.wait()
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=True, capture_output=True, cwd=HERE)
+    assert torch.equal(weights(out), weights(plain))
+    assert len((out / "log.csv").read_text().splitlines()) == 81
+
+
+@pytest.mark.slow
+def test_same_seed_same_weights_whatever_the_workers(toy, tmp_path):
+    for name, workers in (("a", 0), ("b", 0), ("c", 2)):
+        run(*small(toy, tmp_path / name, "--workers", workers))
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b")), "the same command twice"
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "c")), "workers change nothing"
+
+
+@pytest.mark.slow
+def test_overfits_one_batch():
+    o = options("--lr", 5e-3)
+    o.size, o.width = 64, 32
+    net, rows = mlb.new_net(o, torch.device("cpu")), []
+    samples = [mixer(SAMPLE, 0, 64)[i] for i in range(4)]
+
+    class Same(torch.utils.data.Dataset):
+        def __getitem__(self, i):
+            return samples[i % 4]
+
+    mlb.fit("t", net, Same(), 120, o, observe=lambda row, *rest: rows.append(row))
+    assert rows[-1]["matte"] < 0.1 * rows[0]["matte"], f"from {rows[0]['matte']} to {rows[-1]['matte']}"
+    assert rows[0]["matte"] == pytest.approx(math.log(2), abs=0.3), "an untrained net's loss is chance's"
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns(toy, tmp_path):
+    """The same global batch; batch norm in eval mode, since each rank has statistics of its own."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    curves = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        arguments = [str(a) for a in small(toy, out, "--teacher-steps", 20, "--steps", 20)]
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}",
+                        str(tmp_path / "ranks.py"), *arguments],
+                       check=True, capture_output=True, timeout=120,
+                       env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
+        rows = [line.split(",") for line in (out / "log.csv").read_text().splitlines()]
+        curves.append([float(row[rows[0].index("total")]) for row in rows[1:]])
+    same(curves[1], curves[0], 1e-4)
+
+
+@pytest.mark.slow
+def test_the_student_beats_the_teacher(tmp_path, capsys):
+    """The method's promise, in a run a tenth as long as the README's."""
+    out = tmp_path / "out"
+    assert mlb.main(["train", "--out", str(out), "--size", "64", "--teacher-steps", "120", "--steps", "200",
+                     "--device", "cpu"]) == 0
+    scores = json.loads((out / "metrics.json").read_text())
+    assert scores["student"]["MSE"] < 0.7 * scores["teacher"]["MSE"], scores
+
+
 @pytest.mark.slow
 def test_a_12_megapixel_photo_takes_seconds_and_little_memory(weights_file, tmp_path):
     exif = Image.Exif()
@@ -1293,13 +1306,3 @@ def test_a_sample_of_large_jpegs_costs_little_more_than_decoding(tmp_path):
     for k in range(30):
         ratios.append(mlb.seconds_of(lambda: m[k]) / mlb.seconds_of(plain))
     assert np.median(ratios) < 1.3, ratios
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_trains_benches_and_mattes(toy, tmp_path, weights_file):
-    out = tmp_path / "out"
-    assert mlb.main([str(a) for a in small(toy, out)[:-2] + ["--device", "cuda", "--workers", 2, "--compile"]]) == 0
-    assert mlb.load(out / "last.pt")["scaler"], "fp16 with a scaler is CUDA's default"
-    assert mlb.main(["bench", "--size", "64", "--seconds", "1", "--device", "cuda"]) == 0
-    picture(tmp_path / "p.png")
-    assert mlb.main(["matte", str(tmp_path / "p.png"), "--weights", str(out / "student.pt"), "--out", str(out)]) == 0
