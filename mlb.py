@@ -994,8 +994,9 @@ def compare_table(scores, rows, seeds):
         line = [name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(figures.mean(0), figures.std(0)))]
         if "upper bound" in rows:
             start = mse("segmentation only").mean()
-            gap = (start - mse(name).mean()) / (start - mse("upper bound").mean())
-            line.append(f"{100 * gap:.0f} %" if name in ROWS else "")
+            gap, closed = start - mse("upper bound").mean(), start - mse(name).mean()
+            share = f"{100 * closed / gap:.0f} %" if gap > 0 else "no gap"
+            line.append(share if name in ROWS else "")
         lines.append(line)
     return table(["student learns from", *UNITS, *["gap closed"] * ("upper bound" in rows)], lines)
 
