@@ -135,7 +135,7 @@ def read(path, label=False, short=0):
 
     A photo becomes an RGB image (its transparency, if any, is ignored), a label (matte or mask)
     an L image with 0 for background and 255 for the person. short: the short side, in pixels,
-    that is enough for the caller; JPEG files then decode at 1/2, 1/4 or 1/8, several times faster.
+    that is enough for the caller; JPEG files then decode at 1/2, 1/4 or 1/8, faster.
     """
     with opened(path) as image:
         if short:
@@ -422,7 +422,7 @@ def blend(M_t, alpha_t, S, band=None):
 def laplacian_loss(prediction, target, levels=4):
     """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale.
 
-    As in Hou & Liu (ICCV 2019), with box filters. A level weighs twice the one below it.
+    As in Hou & Liu (ICCV 2019), with box filters; each coarser level weighs twice as much.
     """
     difference = prediction - target  # the pyramid is linear: that of the difference will do
     total = 0
@@ -464,7 +464,7 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 
 KEEP_SECONDS = 30  # between two checkpoints
 # options that may differ when a run goes on
-FREE = {"command", "data", "out", "resume", "seeds", "budget", "workers"}
+FREE = {"command", "out", "resume", "seeds", "budget", "workers"}
 
 
 def setup(o):
@@ -1399,7 +1399,8 @@ MATTE = {
 EVAL = {k: MATTE[k] for k in ("weights", "size")}
 DATA = {"out": ("data.png", "contact sheet"), **{k: TRAINING[k] for k in ("size", "mix", "seed")}}
 LIMITS = {"mix": (0, 1), "band": (1, 1e9), "batch": (1, 1e9), "width": (1, 1e4), "seeds": (1, 1e9),
-          "steps": (1, 1e12), "teacher_steps": (1, 1e12), "workers": (0, 1e4), "lr": (0, 1e9)}
+          "steps": (1, 1e12), "teacher_steps": (1, 1e12), "workers": (0, 1e4), "lr": (0, 1e9),
+          "seed": (0, 2 ** 63 - 1), "size": (0, 1e5), "seconds": (0, 1e9)}
 
 
 def parser():

@@ -924,6 +924,7 @@ def test_bad_options_are_named(toy, tmp_path, capsys):
     assert "cpu" in fails(capsys, *small(toy, out, "--device", "cuda:77"))
     assert "--device" in fails(capsys, *small(toy, out, "--device", "gpu"))
     assert "--mix" in fails(capsys, *small(toy, out, "--mix", 1.5))
+    assert "--seed" in fails(capsys, *small(toy, out, "--seed", -1))
     assert "--band" in fails(capsys, *small(toy, out, "--band", 0))
     assert "--batch" in fails(capsys, *small(toy, out, "--batch", 0))
     assert "--amp" in fails(capsys, *small(toy, out, "--amp", "half"))
@@ -977,6 +978,7 @@ def test_train_writes_what_it_promises(toy, tmp_path, capsys):
     assert f"{1000 * scores['student']['MSE']:.2f}" in capsys.readouterr().out, "eval finds train's figures"
     assert "holds a run" in fails(capsys, *small(toy, out))
     assert "--lr" in fails(capsys, *small(toy, out, "--resume", "--lr", 0.5))
+    assert "--data" in fails(capsys, *small(SAMPLE, out, "--resume"))
     (out / "last.pt").write_bytes(b"")
     assert "last.pt" in fails(capsys, *small(toy, out, "--resume"))
 
