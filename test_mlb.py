@@ -4,10 +4,18 @@
     python -m pytest                     all
     python -m pytest -m "not slow"       those of under 5 s each
     MLB=my_mlb python -m pytest          the same for your own copy, my_mlb.py
+
+Exercises: mlb.py with a function left for you to write (HOLES), or with a bug to find (BUGS).
+
+    python test_mlb.py hole 3 > my_mlb.py && MLB=my_mlb python -m pytest -k exercise03
+    python test_mlb.py bug 4 > my_mlb.py && MLB=my_mlb python -m pytest -m "not slow"
 """
+import ast
 import importlib
+import inspect
 import json
 import math
+import operator
 import os
 import pathlib
 import pickle
@@ -17,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -28,6 +37,7 @@ NAME = os.environ.get("MLB", "mlb")
 sys.path.insert(0, os.getcwd())
 mlb = importlib.import_module(NAME)
 SAMPLE = HERE / "data_sample"
+README = (HERE / "README.md").read_text(encoding="utf-8")
 
 
 def same(got, expected, tolerance=1e-6):
@@ -74,17 +84,23 @@ def disc(path, size=(40, 40), mode="L"):
     return path
 
 
-@pytest.fixture
-def toy(tmp_path):
+def make_toy(root):
     """A toy data set in the layout of data_sample: 3 cut-outs, 2 backgrounds, 4 photos, 2 tests."""
     for folder, count in (("matte/foreground", 3), ("matte/background", 2),
                           ("segmentation/image", 4), ("test/image", 2)):
         for k in range(count):
-            picture(tmp_path / "toy" / folder / f"{k}.jpg", seed=k)
-    for folder, count in (("matte/alpha", 3), ("segmentation/mask", 4), ("segmentation/alpha", 4), ("test/alpha", 2)):
+            picture(root / folder / f"{k}.jpg", seed=k)
+    for folder, count in (("matte/alpha", 3), ("segmentation/mask", 4),
+                          ("segmentation/alpha", 4), ("test/alpha", 2)):
         for k in range(count):
-            disc(tmp_path / "toy" / folder / f"{k}.png")
-    return tmp_path / "toy"
+            disc(root / folder / f"{k}.png")
+    return root
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """The toy data set, new for each test."""
+    return make_toy(tmp_path / "toy")
 
 
 def options(*more, command="train"):
@@ -249,6 +265,16 @@ def hostile(folder):
     return {p.name: p for p in folder.iterdir()} | {"gone.jpg": folder / "gone.jpg"}
 
 
+def test_a_photo_with_transparency_is_taken_without_and_says_so(tmp_path, capsys):
+    Image.new("RGBA", (40, 40), (200, 10, 10, 0)).save(tmp_path / "p.png")
+    for _ in range(2):
+        assert mlb.read(tmp_path / "p.png").getpixel((9, 9)) == (200, 10, 10)
+    assert capsys.readouterr().err.count(str(tmp_path)) == 1, "said, and once"
+    Image.new("RGBA", (40, 40), (200, 10, 10, 255)).save(tmp_path / "q.png")
+    mlb.read(tmp_path / "q.png")
+    assert not capsys.readouterr().err, "opaque after all"
+
+
 def test_hostile_files_are_named_in_one_error(tmp_path):
     for name, path in hostile(tmp_path / "h").items():
         with pytest.raises(mlb.UserError) as caught:
@@ -256,7 +282,7 @@ def test_hostile_files_are_named_in_one_error(tmp_path):
         assert str(path) in str(caught.value), name
 
 
-def test_composite_exercise2():
+def test_composite_exercise02():
     F, B = np.array([1.0, 0.5, 0.0]), np.array([0.0, 0.5, 1.0])
     same(mlb.composite(F, 0.25, B), [0.25, 0.5, 0.75])
     rng = np.random.default_rng(0)
@@ -279,7 +305,7 @@ def test_pictures_and_tensors_are_each_other(tmp_path):
     assert mlb.to_picture(torch.full((1, 1, 1), 1.5)).getpixel((0, 0)) == 255
 
 
-def test_mixer_is_a_pure_function_of_seed_and_index_exercise5(toy):
+def test_mixer_is_a_pure_function_of_seed_and_index_exercise05(toy):
     a, b = mixer(toy, 0.5), mixer(toy, 0.5)
     for i in (3, 0, 7):
         x, y = a[i], b[i]
@@ -289,7 +315,7 @@ def test_mixer_is_a_pure_function_of_seed_and_index_exercise5(toy):
     assert not torch.equal(a[0]["image"], mixer(toy, 0.5, seed=1)[0]["image"])
 
 
-def test_mixer_shapes_ranges_and_ratio_exercise5(toy):
+def test_mixer_shapes_ranges_and_ratio_exercise05(toy):
     sample = mixer(toy, 0.5)[0]
     assert sample["image"].shape == (3, 32, 32) and sample["target"].shape == (1, 32, 32)
     assert sample["image"].dtype == sample["target"].dtype == torch.float32
@@ -343,6 +369,17 @@ def test_mirroring_a_sample_mirrors_its_target(tmp_path):
         assert left_is_person == bool(s["image"][0, :, :4].mean() > s["image"][0, :, -4:].mean())
         sides.add(left_is_person)
     assert sides == {True, False}
+
+
+def test_a_window_lies_between_the_edges_of_its_picture(tmp_path):
+    """0.8 of a short side of 40 are 32 pixels, so that a cut of size 32 shows them unscaled."""
+    for width, height in ((40, 60), (60, 40)):
+        path = picture(tmp_path / f"{width}.png", (width, height))
+        whole, m = np.asarray(Image.open(path)), mlb.Mixer([], [], [(path, path)], 0, 32)
+        same(m.cut(path, (0.8, 0.0, 0.0, False)), whole[:32, :32])
+        same(m.cut(path, (0.8, 1.0, 1.0, False)), whole[-32:, -32:])
+        left, top = (width - 32) // 2, (height - 32) // 4
+        same(m.cut(path, (0.8, 0.5, 0.25, True)), whole[top:top + 32, left:left + 32][:, ::-1])
 
 
 def test_target_is_taken_before_light_blur_and_noise(tmp_path):
@@ -416,22 +453,15 @@ def test_residual_adds_to_its_input():
     assert (layer(x) >= x).all() and (layer(x) > x).any()
 
 
-def test_conv_divides_the_sides_and_is_folded_away():
+def test_conv_divides_the_sides():
     for stride, size in ((1, 3), (2, 3), (4, 4)):
         assert mlb.conv(3, 8, stride, size)(torch.rand(2, 3, 32, 64)).shape == (2, 8, 32 // stride, 64 // stride)
-    net = mlb.MattingNet(8)
-    for _ in range(5):
-        net(torch.rand(4, 3, 32, 32))  # running statistics other than 0 and 1
-    net.eval()
-    folded, x = mlb.fold(net), torch.rand(1, 3, 64, 64)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
-    same(folded(x)[0].detach(), net(x)[0].detach(), 1e-4)
 
 
 # ---------------------------------------------------------------- 3 MLB
 
 
-def test_boundary_label_exercise1():
+def test_boundary_label_exercise01():
     M = torch.tensor([0, 0.04, 0.05, 0.06, 0.5, 0.94, 0.95, 0.96, 1])
     same(mlb.boundary_label(M), [0, 0, 0, 1, 1, 1, 0, 0, 0])
     same(mlb.boundary_label(M, 0.5, 0.99), [0, 0, 0, 0, 0, 1, 1, 1, 0])
@@ -439,7 +469,7 @@ def test_boundary_label_exercise1():
     assert mlb.boundary_label(M.double()).dtype == torch.float64
 
 
-def test_blend_exercise3():
+def test_blend_exercise03():
     M, a, S = torch.tensor([0.8]), torch.tensor([0.25]), torch.tensor([0.0])
     same(mlb.blend(M, a, S), [0.2])
     torch.manual_seed(0)
@@ -451,7 +481,7 @@ def test_blend_exercise3():
     same((B - S) / (M - S), a, 1e-4)
 
 
-def test_blend_with_a_band_trusts_the_teacher_near_the_edge_only_exercise3():
+def test_blend_with_a_band_trusts_the_teacher_near_the_edge_only_exercise03():
     S = torch.zeros(1, 1, 1, 20)
     S[..., 10:] = 1  # the edge lies between pixels 9 and 10
     B = mlb.blend(torch.full_like(S, 0.5), torch.ones_like(S), S, band=3)
@@ -459,7 +489,7 @@ def test_blend_with_a_band_trusts_the_teacher_near_the_edge_only_exercise3():
     same(mlb.blend(torch.full_like(S, 0.5), torch.ones_like(S), S, band=100)[0, 0, 0], [0.5] * 20)
 
 
-def test_edge_band_against_distances():
+def test_edge_band_against_distances_exercise08():
     rng = np.random.default_rng(0)
     S = (rng.random((24, 31)) > 0.85).astype(np.float32)
     got = mlb.edge_band(torch.from_numpy(S)[None, None], 2)[0, 0].numpy()
@@ -473,7 +503,7 @@ def test_edge_band_against_distances():
     assert mlb.edge_band(torch.ones(1, 1, 8, 8), 3).sum() == 0, "no edge, no band"
 
 
-def test_laplacian_loss_exercise4():
+def test_laplacian_loss_exercise04():
     flat = torch.full((1, 1, 32, 32), 0.3)
     same(mlb.laplacian_loss(flat, flat), 0)
     same(mlb.laplacian_loss(flat, flat + 0.5), 0, 1e-6)  # a constant lies in no band of the pyramid
@@ -485,7 +515,7 @@ def test_laplacian_loss_exercise4():
     same(mlb.laplacian_loss(blocks[None, None], torch.zeros(1, 1, 32, 32), levels=2), 2 * 0.5 / 2)
 
 
-def test_mlb_loss_by_hand():
+def test_mlb_loss_by_hand_exercise09():
     """One white and one black pixel that the net holds for even chances; the first is boundary."""
     zero = torch.zeros(1, 1, 16, 16)
     target, boundary = zero.clone(), zero.clone()
@@ -500,7 +530,7 @@ def test_mlb_loss_by_hand():
     same(sure["total"], 0, 1e-5)
 
 
-def test_detail_is_the_error_at_the_boundary_of_each_picture():
+def test_detail_is_the_error_at_the_boundary_of_each_picture_exercise09():
     target, boundary = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
     boundary[0, 0, 0, :2] = 1  # two pixels, one of them wrong by 1
     logits = torch.full((2, 1, 16, 16), -50.0)
@@ -509,7 +539,7 @@ def test_detail_is_the_error_at_the_boundary_of_each_picture():
     same(mlb.mlb_loss(logits, logits, target, boundary)["detail"], (1 / 2 + 0) / 2)
 
 
-def test_loss_of_an_empty_boundary_is_finite_and_has_gradients():
+def test_loss_of_an_empty_boundary_is_finite_and_has_gradients_exercise09():
     logits = torch.zeros(1, 1, 16, 16, requires_grad=True)
     terms = mlb.mlb_loss(logits, logits, torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16))
     same(terms["detail"].detach(), 0)
@@ -517,7 +547,7 @@ def test_loss_of_an_empty_boundary_is_finite_and_has_gradients():
     assert torch.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0
 
 
-def test_loss_is_computed_in_fp32_under_autocast():
+def test_loss_is_computed_in_fp32_under_autocast_exercise09():
     a, b = torch.randn(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
     plain = mlb.mlb_loss(a, a, b, mlb.boundary_label(b))
     with torch.autocast("cpu", torch.bfloat16):
@@ -530,6 +560,16 @@ def test_loss_is_computed_in_fp32_under_autocast():
 # ---------------------------------------------------------------- 4 Training
 
 
+def test_maps_sharpen_the_boundary_alone():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    matte, boundary = mlb.maps(Net(), torch.tensor([-2.0, 0.0, 0.5, 2.0]))
+    same(matte, [0.1192029, 0.5, 0.6224593, 0.8807971])
+    same(boundary, [0.0066929, 0.2689414, 0.5, 0.9525741])
+
+
 def test_student_label_blends_photos_and_leaves_composites(toy):
     def teacher(image):
         return torch.full_like(image[:, :1], 2.0), torch.full_like(image[:, :1], -1.0)
@@ -537,7 +577,7 @@ def test_student_label_blends_photos_and_leaves_composites(toy):
     image, S = torch.rand(2, 3, 32, 32), (torch.rand(2, 1, 32, 32) > 0.5).float()
     natural = torch.tensor([True, False]).view(2, 1, 1, 1)
     got = mlb.student_label(teacher)(image, S, natural)
-    M, a = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))
+    M, a = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(3))  # see maps
     same(got[0], (a * M + (1 - a) * S)[0])
     same(got[1], S[1])
 
@@ -551,6 +591,73 @@ def test_every_parameter_learns_and_the_teacher_does_not(toy):
     still = [k for k, v in student.named_parameters() if torch.equal(v, start[k])]
     assert not still, f"unchanged after two steps: {still}"
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+class Line(torch.nn.Module):
+    """A network of two weights: a multiple of the red channel is both of its maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([0.5, -0.5]))
+
+    def forward(self, x):
+        return 20 * self.w[0] * x[:, :1], 20 * self.w[1] * x[:, :1]
+
+
+def step(lr, scaled=False, label=None, times=1):
+    """The weights and gradients after training steps of plain gradient descent on one batch."""
+    torch.manual_seed(0)
+    net, o = Line(), options()
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    batch = {"image": torch.rand(2, 3, 16, 16), "target": torch.rand(2, 1, 16, 16), "natural": torch.tensor([1, 0])}
+    optimizer = torch.optim.SGD(net.parameters(), lr)
+    for _ in range(times):
+        mlb.train_step(net, batch, o, optimizer, scaler, label)
+    return net.w.detach(), net.w.grad
+
+
+def test_train_step_clips_the_true_gradients_and_forgets_the_last_ones():
+    moved, gradient = step(1.0)
+    same((moved - torch.tensor([0.5, -0.5])).norm(), 1, 1e-4)
+    same(step(1.0, scaled=True)[0], moved, 1e-4)
+    same(step(0.0, times=3)[1], gradient)
+
+
+def test_train_step_learns_the_label_and_its_boundary(monkeypatch):
+    seen, loss = [], mlb.mlb_loss
+    monkeypatch.setattr(mlb, "mlb_loss", lambda *given: seen.append(given) or loss(*given))
+    B = torch.linspace(0, 1, 256).view(1, 1, 16, 16).repeat(2, 1, 1, 1)
+    step(0.0, label=lambda image, target, natural: B)
+    same(seen[0][2], B)
+    same(seen[0][3], mlb.boundary_label(B))
+
+
+def test_train_gives_each_stage_its_net_its_mixer_and_its_labels(toy, tmp_path, monkeypatch):
+    calls, makes = [], []
+
+    def fit(stage, net, mixer, steps, o, label, *_):
+        calls.append((stage, mixer.mix, steps, label, [p.detach().clone() for p in net.parameters()]))
+        for p in net.parameters():
+            p.data += 1
+
+    monkeypatch.setattr(mlb, "fit", fit)
+    monkeypatch.setattr(mlb, "student_label", lambda teacher, make: makes.append((teacher, make)) or "label")
+    monkeypatch.setattr(mlb, "finish", lambda *_: None)
+    more = "--mix", 0.3, "--band", 5, "--steps", 7
+    assert mlb.main([str(a) for a in small(toy, tmp_path / "o", *more)]) == 0
+    assert [call[:4] for call in calls] == [("teacher", 1.0, 6, None), ("student", 0.3, 7, "label")]
+    assert all(torch.equal(a + 1, b) for a, b in zip(calls[0][4], calls[1][4])), "it starts from its teacher"
+    teacher, make = makes[0]
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    S, one = torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)
+    S[..., 16:] = 1
+    same(make(one, one, S), mlb.blend(one, one, S, 5))
+
+
+def test_fit_trains_in_training_mode(toy):
+    net = mlb.new_net(options(), torch.device("cpu")).eval()
+    mlb.fit("t", net, mixer(toy, 1), 3, options())
+    assert net.training and net.state_dict()["down4.1.num_batches_tracked"] == 3
 
 
 def test_new_net_depends_on_its_seed_alone():
@@ -642,7 +749,7 @@ def test_bad_checkpoints_are_named_and_never_executed(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- 5 Evaluation
 
 
-def test_metrics_by_hand_exercise6():
+def test_metrics_by_hand_exercise06():
     truth = np.zeros((40, 50))
     prediction = truth.copy()
     prediction[:20] = 0.5
@@ -659,7 +766,7 @@ def test_metrics_by_hand_exercise6():
         mlb.metrics(truth, truth.T)
 
 
-def test_boundary_mad_looks_two_pixels_around_the_boundary_exercise6():
+def test_boundary_mad_looks_two_pixels_around_the_boundary_exercise06():
     truth = np.zeros((9, 20))
     truth[:, 10], truth[:, 11:] = 0.5, 1
     prediction = truth.copy()
@@ -793,10 +900,29 @@ def test_predict_keeps_size_and_aspect(tmp_path):
     maps = mlb.predict(probe, image)
     assert maps.shape == (2, 90, 150) and probe.seen == [(1, 3, 96, 160)]
     same(maps[0] * 255, x, 0.01)
-    same(maps[1] * 255, y, 0.01)
+    odds = ((y + 1e-4) / (255 - y)) ** 2 / math.e  # of the sharpened boundary
+    same(maps[1], odds / (1 + odds), 1e-3)
     maps = mlb.predict(probe, image, 45)
     assert maps.shape == (2, 90, 150) and probe.seen[1] == (1, 3, 64, 96), "short side 45, aspect kept, padded"
     same(maps[0, 9:-9, 9:-9] * 255, x[9:-9, 9:-9], 2)
+
+
+def test_predict_repeats_the_edges_and_averages_what_it_shrinks():
+    class Mean(torch.nn.Module):
+        """The mean of 3×3 pixels, and a chequerboard."""
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            mean = torch.nn.functional.avg_pool2d(x[:, :1], 3, 1, 1, count_include_pad=False)
+            y, x = torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij")
+            return torch.logit(mean, 1e-6), (1000.0 * ((x + y) % 2) - 500).expand(mean.shape)
+
+    matte, board = mlb.predict(Mean(), Image.new("RGB", (40, 40), "white"))
+    same(matte, np.ones((40, 40)), 1e-3)
+    matte, board = mlb.predict(Mean(), Image.new("RGB", (40, 40), "white"), 160)
+    same(board[5:-5, 5:-5], np.full((30, 30), 0.5), 0.05)
 
 
 def test_evaluate_is_the_mean_over_pictures(tmp_path):
@@ -847,8 +973,31 @@ def test_bars_are_as_long_as_their_means():
 # ---------------------------------------------------------------- 7 Benchmark
 
 
+def test_fold_keeps_the_function_without_batch_norm_exercise10():
+    net = mlb.MattingNet(8)
+    for _ in range(5):
+        net(torch.rand(4, 3, 32, 32))  # running statistics other than 0 and 1
+    net.eval()
+    folded, x = mlb.fold(net), torch.rand(1, 3, 64, 64)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    same(folded(x)[0].detach(), net(x)[0].detach(), 1e-4)
+
+
 def test_seconds_of_measures_a_call():
     assert 0.02 < mlb.seconds_of(lambda: time.sleep(0.02)) < 0.2
+
+
+def test_seconds_of_waits_for_the_device(monkeypatch):
+    """A device that works only while one waits for it, and a clock of its work alone."""
+    launched, worked = [5.0], [0.0]  # 5 s from before the call, which must not count
+
+    def synchronize(*_):
+        worked[0] += sum(launched)
+        launched.clear()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(time, "perf_counter", lambda: worked[0])
+    assert mlb.seconds_of(lambda: launched.append(2.0), torch.device("cuda")) == 2
 
 
 # ---------------------------------------------------------------- 8 Matting
@@ -862,7 +1011,7 @@ def test_blur_is_a_box_mean():
     same(mlb.blur(torch.full((2, 40, 30), 0.3), 90), np.full((2, 40, 30), 0.3), 1e-5)
 
 
-def test_estimate_foreground_takes_the_background_off_exercise7():
+def test_estimate_foreground_takes_the_background_off_exercise07():
     """Composites of known foreground: at most half the colour error of the photo as it is."""
     files = sorted((SAMPLE / "matte/foreground").iterdir())[:4]
     ratios = []
@@ -878,24 +1027,36 @@ def test_estimate_foreground_takes_the_background_off_exercise7():
     assert np.mean(ratios) <= 0.5, f"expected at most 0.5 of the photo's colour error, got {ratios}"
 
 
-def test_estimate_foreground_leaves_what_is_opaque_exercise7():
+def test_estimate_foreground_leaves_what_is_opaque_exercise07():
     image = torch.rand(3, 40, 40)
     same(mlb.estimate_foreground(image, torch.ones(1, 40, 40)), image, 1e-3)
 
 
-def test_cut_out_in_strips_equals_one_piece(monkeypatch):
-    y, x = np.mgrid[:700, :64]
-    array = np.stack([128 + 127 * np.sin(x / 9), y / 3, 40 + 0 * x], -1).astype(np.uint8)
-    image = Image.fromarray(array)
+def test_cut_out_of_a_small_photo_is_its_estimated_foreground():
+    y, x = np.mgrid[:96, :160]
+    image = Image.fromarray(np.stack([(3 * x).clip(0, 255), 2 * y, 40 + 0 * x], -1).astype(np.uint8))
     alpha, cutout, over = mlb.cut_out(Probe(), image, 0, Image.new("RGB", (8, 8), "white"))
-    a = mlb.to_tensor(image)[:1]
-    whole = mlb.estimate_foreground(mlb.to_tensor(image), a)
-    assert cutout.size == alpha.size == over.size == (64, 700) and cutout.mode == "RGBA"
-    difference = np.abs(np.asarray(cutout.convert("RGB"), int) - np.asarray(mlb.to_picture(whole), int))
-    assert np.median(difference) <= 1 and difference[a[0].numpy() > 0.2].mean() < 6
-    same(np.asarray(cutout.getchannel("A")), np.asarray(alpha))
-    expected = mlb.composite(np.asarray(cutout.convert("RGB"), float), np.asarray(alpha)[..., None] / 255, 255.0)
-    same(np.asarray(over), expected, 1.5)
+    assert cutout.size == alpha.size == over.size == image.size and cutout.mode == "RGBA"
+    a, found = np.asarray(alpha), np.asarray(cutout.convert("RGB"), int)
+    whole = mlb.estimate_foreground(mlb.to_tensor(image), mlb.to_tensor(alpha))
+    expected = np.asarray(mlb.to_picture(whole), int)
+    edge = (a > 0) & (a < 255)
+    assert 500 < edge.sum() and (a == 0).any() and (a == 255).any()
+    assert np.abs(found - expected)[edge].max() <= 3, "two roundings apart"
+    same(found[a == 255], np.asarray(image)[a == 255])
+    same(found[a == 0], 0 * found[a == 0])
+    same(np.asarray(cutout.getchannel("A")), a)
+    same(np.asarray(over), mlb.composite(found.astype(float), a[..., None] / 255, 255.0), 1.5)
+
+
+def test_cut_out_of_a_large_photo_agrees_with_the_small_one():
+    y, x = np.mgrid[:1024, :1200]
+    array = np.stack([128 + 100 * np.sin(x / 90), y / 5, 40 + 0 * x], -1).astype(np.uint8)
+    alpha, cutout, _ = mlb.cut_out(Probe(), Image.fromarray(array), 0)
+    a, found = np.asarray(alpha), np.asarray(cutout.convert("RGB"), int)
+    whole = mlb.estimate_foreground(mlb.to_tensor(Image.fromarray(array)), mlb.to_tensor(alpha))
+    difference = np.abs(found - np.asarray(mlb.to_picture(whole), int))[(a > 50) & (a < 255)]
+    assert difference.mean() < 6
 
 
 # ---------------------------------------------------------------- 9 Command line: bad input
@@ -949,12 +1110,19 @@ def test_help_states_every_default(capsys):
                 assert f"(default: {default})" in text, f"{command} --{name}: help does not say {default}"
 
 
-def test_every_command_of_the_readme_exists():
-    text = (HERE / "README.md").read_text().replace("\\\n", " ").replace(" ...", " ")
-    commands = re.findall(r"^(?:\| `)?(?:torchrun \S+ |\S*python )mlb\.py ([^`#|\n]*)", text, re.M)
-    assert len(commands) >= 10, commands
-    for command in commands:
-        mlb.parser().parse_args(shlex.split(command))
+def test_what_the_readme_names_exists():
+    table = README.split("| in the paper |")[1].split("\n\n")[0].splitlines()[2:]
+    source = pathlib.Path(mlb.__file__).read_text(encoding="utf-8")
+    for row in table:
+        _, _, names, sections, _ = row.split("|")
+        for name in re.findall(r"`(\w+)`", names):
+            before = re.split(rf"^(?:def|class) {name}\b", source, flags=re.M)
+            assert len(before) == 2, f"the README names {name}, mlb.py does not have it"
+            assert re.findall(r"^# (\d)  ", before[0], re.M)[-1] in sections, f"{name} is of another section"
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(r"data_sample/[\w.]+\w", README):
+        assert (HERE / link).exists(), link
+    for name in re.findall(r"`(test_\w+)`", README):
+        assert name in globals(), name
 
 
 # ---------------------------------------------------------------- the program as a user runs it
@@ -1093,6 +1261,38 @@ def weights_file(tmp_path):
     return tmp_path / "student.pt"
 
 
+REAL = {  # folders that the README names: where the toy data set has their like
+    "P3M-10k/train/blurred_image": "matte/foreground", "P3M-10k/train/mask": "matte/alpha",
+    "Adobe/fg": "matte/foreground", "Adobe/alpha": "matte/alpha", "BG-20k/train": "matte/background",
+    "AISegment/clip_img": "segmentation/image", "AISegment/matting": "segmentation/mask",
+    "P3M-10k/validation/P3M-500-NP/original_image": "test/image",
+    "P3M-10k/validation/P3M-500-NP/mask": "test/alpha"}
+FEW = {"train": "--steps 2 --teacher-steps 2 --size 32 --width 8 --batch 4 --workers 0",
+       "compare": "--steps 2 --size 32 --width 8 --batch 4 --seeds 1", "eval": "", "matte": "",
+       "bench": "--size 32 --seconds 0.1", "data": "--size 32"}
+
+
+def readme_commands():
+    """What the README runs mlb.py with, lines that end in a backslash joined."""
+    return sorted(set(re.findall(r"python mlb\.py ([^`\n]+)", README.replace("\\\n", " "))))
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_of_the_readme_runs(command, toy, weights_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlb, "captured", lambda net, x: net)  # compiling takes a minute
+    (tmp_path / "runs/mlb").mkdir(parents=True)
+    shutil.copy(weights_file, tmp_path / "runs/mlb/student.pt")
+    picture(tmp_path / "PHOTO.jpg")
+    for place, like in REAL.items():
+        shutil.copytree(toy / like, place)
+    name, *more = shlex.split(command.replace("PHOTO", "PHOTO.jpg"))
+    data = ["--data", str(toy)] if name not in ("matte", "bench") else []
+    out = ["--out", "new"] if name == "train" else []  # runs/mlb is there already
+    assert mlb.main([name, *more, *FEW[name].split(), *data, *out, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out
+
+
 def test_bench_prints_a_row_for_each_step(weights_file, tmp_path, capsys, monkeypatch):
     def no_compiler(net, x):
         raise RuntimeError("no C++ compiler")
@@ -1193,6 +1393,148 @@ def test_cuda_trains_benches_and_mattes(toy, tmp_path, weights_file):
     assert mlb.main(["bench", "--size", "64", "--seconds", "1", "--device", "cuda"]) == 0
     picture(tmp_path / "p.png")
     assert mlb.main(["matte", str(tmp_path / "p.png"), "--weights", str(out / "student.pt"), "--out", str(out)]) == 0
+
+
+# ---------------------------------------------------------------- exercises: holes and bugs in mlb.py
+
+HOLES = {  # number: (function of mlb.py, length of its body); tests ..._exercise01 to 10 guard them
+    1: ("boundary_label", "about 1 line"),
+    2: ("composite", "about 1 line"),
+    3: ("blend", "about 3 lines"),
+    4: ("laplacian_loss", "about 8 lines"),
+    5: ("Mixer.__getitem__", "about 7 lines"),
+    6: ("metrics", "about 14 lines"),
+    7: ("blur_fusion", "about 7 lines"),
+    8: ("edge_band", "about 6 lines"),
+    9: ("mlb_loss", "about 16 lines"),
+    10: ("fold", "about 7 lines"),
+}
+BUGS = {  # number: (text that mlb.py holds once, the bug, a test that notices it)
+    # alpha multiplied twice: the foreground was premultiplied already
+    1: ("return alpha * foreground +", "return alpha * (alpha * foreground) +", "test_composite_exercise02"),
+    # the height of the room left taken from the width: tall photos never show their lower end
+    2: ("y * (image.height - side)", "y * (image.width - side)",
+        "test_a_window_lies_between_the_edges_of_its_picture"),
+    # labels in 0..255
+    3: ("np.asarray(image, np.float32) / 255", "np.asarray(image, np.float32)",
+        "test_pictures_and_tensors_are_each_other"),
+    # the optimizer does not know the head
+    4: ("torch.optim.AdamW(net.parameters(),",
+        'torch.optim.AdamW([p for name, p in net.named_parameters() if not name.startswith("head")],',
+        "test_every_parameter_learns_and_the_teacher_does_not"),
+    # the target goes through the photo's light, blur and noise
+    5: ('"target": to_tensor(matte)', '"target": degrade(matte.convert("RGB"), rng)[:1]',
+        "test_target_is_taken_before_light_blur_and_noise"),
+    # division by an empty boundary
+    6: ("boundary.sum((1, 2, 3)).clamp(min=1)", "boundary.sum((1, 2, 3))",
+        "test_loss_of_an_empty_boundary_is_finite_and_has_gradients_exercise09"),
+    # BGR for RGB
+    7: ("array if array.ndim == 3 else", "array[..., [2, 1, 0]] if array.ndim == 3 else",
+        "test_pictures_and_tensors_are_each_other"),
+    # the clock is read while the device still works
+    8: ("    run()\n    sync()\n", "    run()\n", "test_seconds_of_waits_for_the_device"),
+    # sigmoid taken twice
+    9: ("entropy_with_logits(matte_logits, target)", "entropy_with_logits(matte, target)",
+        "test_mlb_loss_by_hand_exercise09"),
+    # the blend turned round
+    10: ("return alpha_t * M_t + (1 - alpha_t) * S", "return alpha_t * S + (1 - alpha_t) * M_t",
+         "test_blend_exercise03"),
+    # the photo is mirrored, its label is not
+    11: ("if mirrored else image", "if mirrored and not label else image",
+         "test_mirroring_a_sample_mirrors_its_target"),
+}
+
+
+def source():
+    """The text of mlb.py, line ends as they are."""
+    return (HERE / "mlb.py").read_bytes().decode()
+
+
+def with_hole(number):
+    """mlb.py with one function left to write: its docstring stays, its body goes."""
+    (name, length), text = HOLES[number], source()
+    node = ast.parse(text)
+    for part in name.split("."):
+        node = next(child for child in node.body if getattr(child, "name", "") == part)
+    docstring, first, *_ = node.body
+    lines = text.split("\n")  # not splitlines, which also splits where Python does not
+    lines[docstring.end_lineno:node.end_lineno] = [
+        " " * first.col_offset + f'raise NotImplementedError("Exercise {number}: {length}")']
+    return "\n".join(lines)
+
+
+def with_bug(number):
+    """mlb.py with a bug planted."""
+    (old, new, _), text = BUGS[number], source()
+    assert text.count(old) == 1, f"bug {number}: mlb.py holds {old!r} {text.count(old)} times"
+    return text.replace(old, new)
+
+
+def main(arguments):
+    """Writes mlb.py with a hole or a bug -> exit status."""
+    tables = {"hole": (HOLES, with_hole), "bug": (BUGS, with_bug)}
+    match arguments:
+        case [("hole" | "bug") as kind, number] if number in map(str, tables[kind][0]):
+            sys.stdout.buffer.write(tables[kind][1](int(number)).encode())  # UTF-8 in any locale
+            return 0
+    choices = " | ".join(f"{kind} {min(table)}..{max(table)}" for kind, (table, _) in tables.items())
+    print(f"usage: python test_mlb.py {choices}  > my_mlb.py", file=sys.stderr)
+    return 2
+
+
+def as_module(text):
+    """A module made of a text instead of a file."""
+    module = types.ModuleType("changed_mlb")
+    module.__file__ = str(HERE / "mlb.py")
+    exec(compile(text, module.__file__, "exec"), vars(module))
+    return module
+
+
+def call(test, module, folder):
+    """Calls a test as pytest does, with module for mlb and an empty folder for tmp_path."""
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "mlb", module)
+        patch.setitem(sys.modules, module.__name__, module)
+        fixtures = {"tmp_path": lambda: folder, "toy": lambda: make_toy(folder / "toy"),
+                    "monkeypatch": lambda: patch}
+        test(**{name: fixtures[name]() for name in inspect.signature(test).parameters})
+
+
+@pytest.mark.parametrize("number", HOLES)
+def test_every_test_of_a_hole_notices_it(number, tmp_path):
+    name, length = HOLES[number]
+    whole, holed = source(), with_hole(number)
+    old, new = whole.split("\n"), holed.split("\n")
+    k = next(k for k, line in enumerate(new) if f'raise NotImplementedError("Exercise {number}: ' in line)
+    end = k + len(old) - len(new) + 1
+    assert old[:k] == new[:k] and old[end:] == new[k + 1:], "all else stays as it is"
+    said, lines = int(length.split()[1]), sum(map(bool, old[k:end]))
+    assert abs(lines - said) <= 1 + said // 5, f"the body of {name} has {lines} lines, not {length}"
+    module, get = as_module(holed), operator.attrgetter(name)
+    assert get(module).__doc__ and get(module).__doc__ == get(as_module(whole)).__doc__
+    tests = [key for key in globals() if key.startswith("test_") and key.endswith(f"_exercise{number:02}")]
+    assert tests
+    for key in tests:
+        with pytest.raises(NotImplementedError, match=f"Exercise {number}: "):
+            call(globals()[key], module, tmp_path / key)
+
+
+@pytest.mark.parametrize("number", BUGS)
+def test_every_bug_is_noticed(number, tmp_path):
+    test, buggy = globals()[BUGS[number][2]], as_module(with_bug(number))
+    call(test, as_module(source()), tmp_path / "without")
+    with pytest.raises(AssertionError):
+        call(test, buggy, tmp_path / "with")
+
+
+def test_the_file_of_an_exercise_is_printed(capsysbinary):
+    assert main(["hole", "10"]) == 0 and capsysbinary.readouterr().out == with_hole(10).encode()
+    assert main(["bug", "1"]) == 0 and capsysbinary.readouterr().out == with_bug(1).encode()
+    for arguments in ("", "hole", "hole 0", "bug 99", "hole three", "fly 3", "bug 1 2"):
+        assert main(arguments.split()) == 2, arguments
+        said = capsysbinary.readouterr()
+        assert not said.out and said.err.count(b"\n") == 1 and b"hole 1..10 | bug 1..11 " in said.err
 
 
 # ---------------------------------------------------------------- slow ones: over 5 seconds each
@@ -1310,3 +1652,22 @@ def test_a_sample_of_large_jpegs_costs_little_more_than_decoding(tmp_path):
     for k in range(30):
         ratios.append(mlb.seconds_of(lambda: m[k]) / mlb.seconds_of(plain))
     assert np.median(ratios) < 1.3, ratios
+
+
+@pytest.mark.slow
+def test_a_hole_is_red_until_it_is_filled(tmp_path):
+    """As a student does it, in a folder of their own and whatever the locale."""
+    env = {key: value for key, value in os.environ.items() if key != "MLB"} | {"OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "my_mlb.py", "wb") as file:
+        subprocess.run([sys.executable, __file__, "hole", "3"], check=True, stdout=file, cwd=tmp_path,
+                       env=env | {"PYTHONIOENCODING": "ascii"})
+    check = [sys.executable, "-m", "pytest", "-k", "exercise03", __file__, "-p", "no:cacheprovider"]
+    red = subprocess.run(check, text=True, capture_output=True, cwd=tmp_path, env=env | {"MLB": "my_mlb"})
+    assert red.returncode == 1 and "Exercise 3: about" in red.stdout, red.stdout + red.stderr
+    shutil.copy(HERE / "mlb.py", tmp_path / "my_mlb.py")
+    green = subprocess.run(check, text=True, capture_output=True, cwd=tmp_path, env=env | {"MLB": "my_mlb"})
+    assert green.returncode == 0 and " passed" in green.stdout, green.stdout + green.stderr
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

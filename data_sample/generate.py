@@ -234,7 +234,7 @@ def cloth(rng, palette):
 def place(rng, size):
     """Where a person stands in a picture: x and y of the head's centre, and its height, in px."""
     w, h = size
-    unit = rng.uniform(0.19, 0.31) * min(h, 1.1 * w)
+    unit = rng.uniform(0.30, 0.44) * min(h, 1.1 * w)
     return w * rng.uniform(0.35, 0.65), h * rng.uniform(0.06, 0.13) + 0.70 * unit, unit
 
 
@@ -584,10 +584,10 @@ def scene(rng, size, light, spot):
     (room if inside else garden)(c, rng, palette, ground)
     for near, things in enumerate(INDOORS if inside else OUTDOORS):
         side = rng.choice([-1, 1])
-        for which in rng.choice(len(things), 2 + near, replace=False):
-            at = x + side * rng.uniform(1.3, 2.4) * unit
+        for which in rng.choice(len(things), 1):
+            at = x + side * rng.uniform(1.2, 2.2) * unit
             base = ground + near * rng.uniform(0.05, 0.6) * (h - ground)
-            things[which](c.frame(at, base, unit * rng.uniform(0.68, 0.92)), rng, palette)
+            things[which](c.frame(at, base, unit * rng.uniform(0.45, 0.65)), rng, palette)
             side = -side
     return c
 
@@ -657,7 +657,7 @@ def coarse_mask(rng, alpha):
             clicks.append(at)
             reach = np.arange(at + 10, at + 17)  # the next click: where the outline bends most
             at = int(reach[np.argmax(bend[reach % len(loop)])])
-        points = loop[clicks] + rng.normal(0, 1.2, (len(clicks), 2))
+        points = loop[clicks] + rng.normal(0, 0.8, (len(clicks), 2))
         edge = (loop[clicks] <= 0) | (loop[clicks] >= (width, height))  # cut by the picture's edge
         points = np.where(edge, loop[clicks], points) - 0.5
         ImageDraw.Draw(mask).polygon([tuple(p) for p in points], fill=int(filled))
