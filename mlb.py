@@ -58,16 +58,19 @@ def note(text):
 # 1  Data: folders to pairs, decoding, compositing, augmentation, the dataset mixer
 # ======================================================================================
 # A data set is what lies in folders: a photo and its label share a name. Every file comes through
-# one decoder, `read`, every match through `pairs`. A training sample is then either a composite, made
-# on the fly from a cut-out and any background, or a natural photo with its mask. The composites are
-# where mattes are exact and pictures unnatural: light, noise and clutter narrow that domain gap.
+# one decoder, read, and every match through pairs. A training sample is then either a composite,
+# made on the fly from a cut-out and any background, or a natural photo with its mask. Composites
+# have exact mattes but are unnatural pictures: light, noise and clutter narrow that domain gap.
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 LEAST_SIDE, MOST_ASPECT = 16, 16  # pictures smaller or thinner than this hold no person
 
 
 def pictures(folder):
-    """Picture files below folder, as sorted paths relative to it, without strays (._x.jpg)."""
+    """Picture files below folder, as sorted paths relative to it, without strays (._x.jpg).
+
+    Raises UserError where there is no such folder, or nothing in it.
+    """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; name another one (see --help)")
@@ -128,7 +131,10 @@ def opened(path):
 
 
 def size_of(path):
-    """(width, height) of a picture as one looks at it, from its header alone."""
+    """(width, height) in pixels of a picture as one looks at it, from its header alone.
+
+    Raises UserError, as opened does.
+    """
     with opened(path) as image:
         # of a PNG without EXIF getexif would decode all of it
         known = image.format != "PNG" or "exif" in image.info
@@ -142,6 +148,7 @@ def read(path, label=False, short=0):
     A photo becomes an RGB image (its transparency, if any, is ignored), a label (matte or mask)
     an L image with 0 for background and 255 for the person. short: the short side, in pixels,
     that is enough for the caller; JPEG files then decode at 1/2, 1/4 or 1/8, faster.
+    Raises UserError for whatever can't be decoded, naming the file.
     """
     with opened(path) as image:
         if short:
@@ -196,7 +203,10 @@ def checked(first, second):
 
 
 def open_data(o):
-    """The data set of the options -> (composites, backgrounds, naturals, tests), lists of paths."""
+    """The data set of the options -> (composites, backgrounds, naturals, tests), lists of paths.
+
+    Raises UserError for what is missing or does not fit, before any time is spent on training.
+    """
     composites = checked(folder(o, "foreground"), folder(o, "alpha"))
     behind = folder(o, "background")
     backgrounds = [] if o.background == "none" else [behind / name for name in pictures(behind)]
@@ -343,14 +353,20 @@ class Mixer(torch.utils.data.Dataset):
 
 
 def conv(inputs, outputs, stride=1, size=3):
-    """Convolution, batch norm, ReLU; the sides of the picture are divided by stride."""
+    """Convolution, batch norm, ReLU: N×inputs×H×W -> N×outputs×H/stride×W/stride.
+
+    No bias: batch norm has one. For inference the two fold into one convolution (see fold).
+    """
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, (size - stride + 1) // 2, bias=False),
         nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class Residual(nn.Module):
-    """x + conv(x): a trunk of these learns more in the same steps than bare convolutions do."""
+    """x + conv(x), shape kept (He et al.: Deep Residual Learning for Image Recognition, CVPR 2016).
+
+    A trunk of these learns more in the same steps than bare convolutions do.
+    """
 
     def __init__(self, channels):
         super().__init__()
@@ -399,9 +415,9 @@ class MattingNet(nn.Module):
 # ======================================================================================
 # 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte)
 # ======================================================================================
-# The field calls the matte α; in this section α is the boundary, as in the paper. A prime marks what
-# the teacher says of a photo: M_t is M′, alpha_t is α′. Read boundary_label, maps and blend first:
-# they are the method. The loss serves teacher and student alike, with M or B as the target.
+# The field calls the matte α; in this section α is the boundary, as in the paper. A prime marks
+# what the teacher says of a photo: M_t is M′, alpha_t is α′. Read boundary_label, maps and blend
+# first: they are the method. The loss serves teacher and student, with M or B as the target.
 
 # matte: semantics; laplacian: edges at every scale; detail: the matte at the boundary alone, each
 # picture by its own share, 0 where it has none; boundary: the map α itself
@@ -575,7 +591,10 @@ def train_step(net, batch, o, optimizer, scaler, label=None):
 
 
 def loader(mixer, first, steps, o):
-    """Batches first to steps − 1 of the mixer; every rank takes its share of each."""
+    """Batches first to steps − 1 of the mixer; every rank takes its share of each.
+
+    Pinned memory lets the copy to the GPU overlap with what the GPU is doing.
+    """
     rank, ranks = rank_and_ranks()
     batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(first, steps)]
     return torch.utils.data.DataLoader(mixer, batch_sampler=batches, num_workers=o.workers,
@@ -583,7 +602,10 @@ def loader(mixer, first, steps, o):
 
 
 def as_floats(terms, where):
-    """The loss terms as floats, averaged over the ranks: the one wait for the device in a step."""
+    """The loss terms as floats, averaged over the ranks: the one wait for the device in a step.
+
+    Raises UserError naming the term that is not finite: nothing learned after it would count.
+    """
     values = torch.stack(list(terms.values())).detach()
     if distributed.is_initialized():
         distributed.all_reduce(values)
@@ -611,8 +633,8 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
     """Trains net on steps batches of the mixer: either stage, any device.
 
     saved: the state to go on from; label: see train_step. After every step it calls
-    observe(row, damaged, last, state): the loss terms and times, complaints about files, whether
-    it is the last call, and a function that makes what a resume needs.
+    observe(row, last, state): the loss terms and times, whether it is the last call, and a function
+    that makes what a resume needs. Damaged files are named, each once.
     """
     device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
@@ -634,6 +656,8 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
             lr = o.lr * min((step + 1) / 20, (1 + math.cos(math.pi * step / steps)) / 2)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            for complaint in filter(None, "\0".join(batch["damaged"]).split("\0")):
+                note(f"{complaint}; another sample takes its place")
             terms = train_step(model, batch, o, optimizer, scaler, label)
             terms = as_floats(terms, f"{stage}, step {step + 1}")
             step, begun, clock = step + 1, clock, time.perf_counter()
@@ -641,26 +665,23 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
             row = {"stage": stage, "step": step, **terms, "lr": lr, "seconds": seconds,
                    "data_seconds": data_seconds, "step_seconds": clock - begun}
             if observe:
-                observe(row, batch["damaged"], bool(interrupted) or step == steps, lambda: {
+                observe(row, bool(interrupted) or step == steps, lambda: {
                     "stage": stage, "step": step, "seconds": seconds,
                     **{name: part.state_dict() for name, part in parts.items()}})
             if interrupted:
                 raise KeyboardInterrupt
 
 
-def watch(steps, known, log=None, keep=None):
-    """An observe for fit: names damaged files once, logs, saves now and then, shows progress."""
+def watch(steps, log=None, keep=None):
+    """An observe for fit: logs, saves now and then, shows progress and the time left."""
     begun = spoken = kept = time.monotonic()
     first = None
 
-    def observe(row, damaged, last, state):
+    def observe(row, last, state):
         """What fit calls after every step."""
         nonlocal first, spoken, kept
         now, terminal = time.monotonic(), sys.stdout.isatty()
         first = row["step"] - 1 if first is None else first
-        for complaint in set("\0".join(damaged).split("\0")) - known - {""}:
-            known.add(complaint)
-            note(f"{complaint}; another sample takes its place")
         if log:
             if log.tell() == 0:
                 log.write(",".join(row) + "\n")
@@ -678,7 +699,10 @@ def watch(steps, known, log=None, keep=None):
 
 
 def save(state, path):
-    """Writes a checkpoint (a dict) or text beside its place, then renames it: never half a file."""
+    """Writes a checkpoint (a dict) or text beside its place, then renames it: never half a file.
+
+    Raises UserError where it can't be written, a full disk say; what was there before stays.
+    """
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -696,6 +720,11 @@ def save(state, path):
                         "take another --out; what was there before is whole") from problem
 
 
+def save_net(net, path, o):
+    """Writes a network so that load_net finds all it needs in the file."""
+    save({"net": net.state_dict(), "width": o.width, "size": o.size}, path)
+
+
 def load(path):
     """A checkpoint as a dict; weights_only, since a pickle from a stranger may run any code."""
     try:
@@ -709,7 +738,10 @@ def load(path):
 
 
 def load_net(path, device):
-    """The network in a teacher.pt or student.pt, ready to use, and the size it was trained at."""
+    """The network in a teacher.pt or student.pt, ready to use, and the size it was trained at.
+
+    It is built as wide as the file says. Raises UserError for a file of anything else.
+    """
     state = load(path)
     try:
         net = MattingNet(state["width"])
@@ -751,7 +783,7 @@ def train(o):
         saved = load(out / "last.pt")
         done = saved["step"] + (saved["stage"] == "student") * o.teacher_steps
     config = configuration(o, out / "last.pt", saved and saved["config"])
-    log, damaged, nets = None, set(), {}
+    log, nets = None, {}
     if first_rank:
         text = json.dumps({**config, "torch": torch.__version__}, indent=1)
         save(text + "\n", out / "config.json")
@@ -771,24 +803,22 @@ def train(o):
 
             fit(stage, net, Mixer(composites, backgrounds, naturals, mix, o.size, o.seed), steps, o,
                 teacher and student_label(teacher, functools.partial(blend, band=o.band)), saved,
-                watch(steps, damaged, log, keep) if first_rank else None)
+                watch(steps, log, keep) if first_rank else None)
             saved = None
         # eval: it teaches by its running statistics, not the batch's; and it learns no more
         nets[stage] = net.eval().requires_grad_(False)
     if first_rank:
-        finish(o, out, nets, naturals, tests, damaged)
+        finish(o, out, nets, naturals, tests)
 
 
-def finish(o, out, nets, naturals, tests, damaged):
+def finish(o, out, nets, naturals, tests):
     """What a run leaves: weights, metrics.json, the panel, a table."""
     for stage, net in nets.items():
-        save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{stage}.pt")
+        save_net(net, out / f"{stage}.pt", o)
     scores = {stage: evaluate(net, tests, o.size) for stage, net in nets.items()}
     save(json.dumps(scores, indent=1) + "\n", out / "metrics.json")
     train_panel(nets, naturals, tests[:4], o).save(out / "panel.png")
     print(table(["test pictures", *UNITS], [[name, *in_units(scores[name])] for name in scores]))
-    if damaged:
-        note(f"{len(damaged)} damaged files were replaced by other samples, see above")
     rows = [line.split(",") for line in (out / "log.csv").read_text().splitlines()]
     data, steps = (sum(float(row[rows[0].index(name)]) for row in rows[1:])
                    for name in ("data_seconds", "step_seconds"))
@@ -804,7 +834,10 @@ def finish(o, out, nets, naturals, tests, damaged):
 
 
 def gradient(x):
-    """|∇x| of an H×W array, by the first derivatives of a Gaussian with σ = 1.4."""
+    """|∇x| of an H×W array, H×W, by the first derivatives of a Gaussian with σ = 1.4 pixels.
+
+    Rhemann et al. (CVPR 2009): a matte's edges should be as steep as the truth's, not only near it.
+    """
     t = np.arange(-6, 7)
     smooth = np.exp(-0.5 * (t / 1.4) ** 2)
     smooth /= smooth.sum()
@@ -842,7 +875,7 @@ def largest_component(mask):
 
 
 def connectivity(prediction, truth):
-    """Conn = Σ|φ_p − φ_t|: what hangs together with the part that both mattes are sure of.
+    """Conn = Σ|φ_p − φ_t| of two H×W arrays: what hangs together with what both are sure of.
 
     Rhemann et al. (CVPR 2009), as published tables compute it: thresholds 0, 0.1 ... 1.
     """
@@ -905,7 +938,10 @@ def mean_metrics(rows):
 
 
 def evaluate(net, tests, size):
-    """Mean metrics of a network over (photo, matte) paths, at their own size; size: see predict."""
+    """Mean metrics of a network over (photo, matte) paths, at their own size; size: see predict.
+
+    The network is one in eval mode: batch norm then uses what it learned, not this picture's mean.
+    """
     return mean_metrics([metrics(predict(net, read(photo), size)[0],
                                  to_tensor(read(truth, label=True))[0]) for photo, truth in tests])
 
@@ -1008,7 +1044,7 @@ def compare_row(name, o, data, truths, teacher):
             "B + band": functools.partial(blend, band=o.band)}.get(kind)
     net = new_net(o, torch.device(o.device), teacher)
     fit(f"{name}, {o.seed}", net, mixer, o.steps, o, make and student_label(teacher, make),
-        observe=watch(o.steps, set()))
+        observe=watch(o.steps))
     return net.eval().requires_grad_(False)
 
 
@@ -1128,7 +1164,7 @@ def compare(o):
         """The network and scores of a training, done unless an earlier call did it."""
         if key not in scores or not (out / f"{key}.pt").exists():
             net = make()
-            save({"net": net.state_dict(), "width": o.width, "size": o.size}, out / f"{key}.pt")
+            save_net(net, out / f"{key}.pt", o)
             scores[key] = evaluate(net, data[3], o.size)
             save(json.dumps({"options": config, "scores": scores}, indent=1), out / "compare.json")
         return load_net(out / f"{key}.pt", device)[0], scores[key]
@@ -1161,7 +1197,10 @@ def compare(o):
 
 
 def fold(net):
-    """A copy with each batch norm folded into the convolution before it: the same function."""
+    """A copy with each batch norm folded into the convolution before it: the same function.
+
+    In eval mode batch norm is a scale and a shift per channel, and so are a kernel and its bias.
+    """
     net = copy.deepcopy(net)
     for block in [module for module in net.modules() if isinstance(module, nn.Sequential)]:
         for k in range(len(block) - 1):
@@ -1172,7 +1211,10 @@ def fold(net):
 
 
 def captured(net, x):
-    """net without Python between its kernels: a CUDA graph of this x; torch.compile on the CPU."""
+    """net without Python between its kernels: a CUDA graph of this x; torch.compile on the CPU.
+
+    A graph reads and writes the same memory at every replay: its output is overwritten by the next.
+    """
     if not x.is_cuda:
         return torch.compile(net)
     for _ in range(3):  # libraries choose their kernels before the recording
@@ -1304,7 +1346,10 @@ def bench(o):
 
 
 def blur(x, radius):
-    """Box blur of C×H×W, computed on a grid as coarse as so wide a blur allows."""
+    """Box blur of C×H×W by radius pixels, computed on a grid as coarse as so wide a blur allows.
+
+    At the edges the mean is over what there is: padding with zeros would darken them.
+    """
     step, size = max(1, radius // 3), x.shape[-2:]
     x = F.avg_pool2d(x[None], [min(step, side) for side in size], ceil_mode=True,
                      count_include_pad=False)
@@ -1506,7 +1551,7 @@ def parser():
 
 
 def check_options(o):
-    """Refuses values that make no sense before anything is read or made."""
+    """Raises UserError for values that make no sense, before anything is read or made."""
     for name, (low, high) in LIMITS.items():
         value = getattr(o, name, None)
         if value is not None and not low <= value <= high:

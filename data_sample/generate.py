@@ -642,7 +642,7 @@ def coarse_mask(rng, alpha):
     """What a hurried annotator clicks, (H, W) bool, for a matte (H, W) in 0..1.
 
     The outline follows the solid person, without the fringe of hair, in straight segments of 10 to
-    16 px between clicks that miss by a pixel or two; narrow gaps are closed.
+    16 px between clicks that miss by about a pixel; narrow gaps are closed.
     """
     height, width = alpha.shape
     solid = blur((blur(alpha, 1) > 0.85).astype(np.float32), 2) > 0.5
