@@ -147,13 +147,14 @@ def read(path, label=False, short=0):
 
     A photo becomes an RGB image (its transparency, if any, is ignored), a label (matte or mask)
     an L image with 0 for background and 255 for the person. short: the short side, in pixels,
-    that is enough for the caller; JPEG files then decode at 1/2, 1/4 or 1/8, faster.
+    that is enough for the caller; JPEG files then decode at 1/2, 1/4 or 1/8, faster, and no
+    picture stays in memory at more than twice of what is asked.
     Raises UserError for whatever can't be decoded, naming the file.
     """
     with opened(path) as image:
         if short:
             image.draft(None, (math.ceil(short), math.ceil(short)))
-        icc = image.info.get("icc_profile")
+        icc = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # in place: a copy of a large photo costs
         if image.mode.startswith("I"):  # 16 bits a pixel
@@ -170,6 +171,8 @@ def read(path, label=False, short=0):
             image = image.convert("L" if label else "RGB")
         if label and image.getextrema()[1] == 1:  # a mask of 0 and 1
             image = image.point(lambda value: 255 * value)
+        if short and min(image.size) >= 2 * short:  # a large PNG; JPEG files are small by now
+            image = image.reduce(int(min(image.size) / short))
         image.info = {"icc_profile": icc} if icc else {}
         return image
 
@@ -285,7 +288,7 @@ def clutter(background, rng):
 
 
 class Mixer(torch.utils.data.Dataset):
-    """The dataset mixer: composites (D_m) and natural photos (D_s), shuffled without end.
+    """The dataset mixer: composites (D_m) and natural photos (D_s), drawn at random without end.
 
     Sample i is a pure function of (seed, i): its source, files and augmentation. So a run resumes
     exactly, workers change nothing, and ranks share by taking every n-th index.
@@ -388,12 +391,12 @@ class MattingNet(nn.Module):
     def __init__(self, width=32):
         super().__init__()
         w = width
-        self.down4 = conv(3, w, 4, 4)  # a quarter off all, against pixel_unshuffle and a 3×3
+        self.down4 = conv(3, w, 4, 4)  # -25 % time, against pixel_unshuffle and a 3×3
         self.down8 = conv(w, 2 * w, 2)
         self.down16 = nn.Sequential(conv(2 * w, 3 * w, 2), Residual(3 * w))
         self.down32 = nn.Sequential(conv(3 * w, 4 * w, 2), Residual(4 * w))
         self.up32 = conv(4 * w, 3 * w)
-        self.up16 = conv(3 * w, 2 * w)  # narrows to what it is added to: no 1×1 laterals, 4 % less
+        self.up16 = conv(3 * w, 2 * w)  # as wide as what it meets: no 1×1 laterals, -4 % time
         self.up8 = conv(2 * w, w)
         self.up4 = conv(w, w)
         self.head = nn.Conv2d(w, 2 * 16, 3, padding=1)
@@ -405,7 +408,7 @@ class MattingNet(nn.Module):
         x8 = self.down8(x4)                                      # N, 2w, H/8, W/8
         x16 = self.down16(x8)                                    # N, 3w, H/16, W/16
         x32 = self.down32(x16)                                   # N, 4w, H/32, W/32
-        x = self.up32(x32)                                       # nearest: 6 % less than bilinear
+        x = self.up32(x32)                                       # nearest, not bilinear: -6 % time
         x = self.up16(x16 + F.interpolate(x, scale_factor=2.0))
         x = self.up8(x8 + F.interpolate(x, scale_factor=2.0))
         x = self.up4(x4 + F.interpolate(x, scale_factor=2.0))
@@ -519,9 +522,9 @@ FREE = {"command", "out", "resume", "seeds", "budget", "workers"}
 
 def setup(o):
     """The device of --device, made ready; under torchrun, also joins this process to the others."""
-    if o.device == "auto":
-        local = os.environ.get("LOCAL_RANK", "0")  # torchrun gives each of its processes a GPU
-        o.device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    local = os.environ.get("LOCAL_RANK")  # torchrun gives each of its processes a GPU
+    if o.device == "auto" or o.device == "cuda" and local:
+        o.device = f"cuda:{local or 0}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=o.device).device
     except (RuntimeError, AssertionError) as problem:
@@ -531,10 +534,14 @@ def setup(o):
         o.amp = "fp16" if device.type == "cuda" else "off"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # sizes stay: try all kernels, keep the fastest
-        torch.set_float32_matmul_precision("high")  # TF32: 10 bits of mantissa are enough to train
+        o.device = "cuda"  # the current one: its number is no part of what a run is
+        # sizes stay there: try all kernels, keep the fastest
+        torch.backends.cudnn.benchmark = o.command in ("train", "compare", "bench")
+        torch.set_float32_matmul_precision("high")  # bench's yardstick in TF32, as convolutions are
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1:
+        if o.command != "train":
+            raise UserError(f"{o.command}: runs in one process; torchrun is for train")
         if o.batch % ranks:
             raise UserError(f"--batch {o.batch}: not a multiple of the {ranks} ranks; take one")
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -593,7 +600,7 @@ def train_step(net, batch, o, optimizer, scaler, label=None):
 def loader(mixer, first, steps, o):
     """Batches first to steps − 1 of the mixer; every rank takes its share of each.
 
-    Pinned memory lets the copy to the GPU overlap with what the GPU is doing.
+    Pinned memory makes the copy to a GPU faster.
     """
     rank, ranks = rank_and_ranks()
     batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(first, steps)]
@@ -613,8 +620,8 @@ def as_floats(terms, where):
     floats = dict(zip(terms, values.tolist()))
     for name, value in floats.items():
         if not math.isfinite(value):
-            raise UserError(f"{where}: the loss term {name} is {value}; the last checkpoint is "
-                            "good: go on from it with a lower --lr or --amp off")
+            raise UserError(f"{where}: the loss term {name} is {value}; train again with a lower "
+                            "--lr or --amp off, in another --out")
     return floats
 
 
@@ -632,9 +639,8 @@ def patient():
 def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
     """Trains net on steps batches of the mixer: either stage, any device.
 
-    saved: the state to go on from; label: see train_step. After every step it calls
-    observe(row, last, state): the loss terms and times, whether it is the last call, and a function
-    that makes what a resume needs. Damaged files are named, each once.
+    saved: the state to go on from; label: see train_step. After each step it calls observe(row of
+    loss terms and times, is it the last call, a function that makes what a resume needs).
     """
     device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
@@ -749,7 +755,8 @@ def load_net(path, device):
     except (KeyError, RuntimeError, TypeError) as problem:
         raise UserError(f"{path}: does not fit this MattingNet; give a teacher.pt or student.pt "
                         "of this version") from problem
-    return net.to(device, memory_format=torch.channels_last).eval(), state["size"]
+    net = net.to(device, memory_format=torch.channels_last).eval()
+    return net.requires_grad_(False), state["size"]  # it may teach, but learns no more
 
 
 def make_folder(out):
@@ -793,7 +800,7 @@ def train(o):
     for stage, steps, mix in (("teacher", o.teacher_steps, 1.0), ("student", o.steps, o.mix)):
         teacher = nets.get("teacher")
         net = new_net(o, device, teacher)
-        if saved and saved["stage"] == "student" != stage:
+        if saved and saved["stage"] == "student" and stage == "teacher":  # it is learned already
             net.load_state_dict(saved["teacher"])
         else:
             def keep(state):
@@ -804,6 +811,8 @@ def train(o):
             fit(stage, net, Mixer(composites, backgrounds, naturals, mix, o.size, o.seed), steps, o,
                 teacher and student_label(teacher, functools.partial(blend, band=o.band)), saved,
                 watch(steps, log, keep) if first_rank else None)
+            for buffer in net.buffers() if distributed.is_initialized() else ():
+                distributed.broadcast(buffer, 0)  # each rank's batch norm saw its own pictures
             saved = None
         # eval: it teaches by its running statistics, not the batch's; and it learns no more
         nets[stage] = net.eval().requires_grad_(False)
@@ -855,7 +864,7 @@ def largest_component(mask):
     """The largest 4-connected component of a boolean H×W mask; of equals the first in row order.
 
     Runs of a row are the nodes of a graph, runs that touch in neighbouring rows its edges; every
-    round hooks each root to its smallest neighbour, which at least halves the number of roots.
+    round hooks roots to the smallest root that they touch, until none touches a smaller one.
     """
     wide = np.pad(mask, ((0, 0), (0, 1)))  # no run goes on in the next row
     begins = wide & ~np.pad(mask, ((0, 0), (1, 0)))
@@ -1019,8 +1028,8 @@ def train_panel(nets, naturals, tests, o):
 # ======================================================================================
 # 6  Comparison: the paper's claim in miniature
 # ======================================================================================
-# Is the blending what helps? Each row changes one thing, what the photos are labelled with, and
-# keeps the rest; seeds tell a difference from an accident.
+# Is the blending what helps? Rows differ in the share of composites and in the photos' labels
+# alone; seeds tell a difference from an accident.
 
 ROWS = {  # name: (share of D_m, None for --mix; what the natural photos of D_s are labelled with)
     "teacher": (1.0, None),
@@ -1045,7 +1054,7 @@ def compare_row(name, o, data, truths, teacher):
     net = new_net(o, torch.device(o.device), teacher)
     fit(f"{name}, {o.seed}", net, mixer, o.steps, o, make and student_label(teacher, make),
         observe=watch(o.steps))
-    return net.eval().requires_grad_(False)
+    return net.eval()
 
 
 def label_scores(teacher, o, naturals, truths):
@@ -1237,7 +1246,10 @@ def seconds_of(run, device=None):
 
 
 def bench_rows(net, frames, device):
-    """{row: a function of no argument -> matte logits or uint8 mattes}; each row adds one thing."""
+    """{row: a function of no argument -> matte logits or uint8 mattes}; each "+" adds one thing.
+
+    End to end runs the faster of the rows before compilation.
+    """
     half, name = (torch.float16, "fp16") if device.type == "cuda" else (torch.bfloat16, "bf16")
     x = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 255
     x_half, nchw = x.to(half), x.contiguous()
@@ -1258,10 +1270,11 @@ def bench_rows(net, frames, device):
         fast(x_half)
         rows["+ CUDA graph" if x.is_cuda else "+ torch.compile"] = lambda: fast(x_half)[0]
     except Exception as problem:  # without a C++ compiler torch.compile raises what it likes
-        note(f"no compiled row: {type(problem).__name__}; torch.compile needs a C++ compiler here")
+        note(f"no compiled row: {type(problem).__name__}; on a CPU it needs a C++ compiler")
     # some CPUs compute 16 bits by way of 32: end to end takes what is faster here
-    slow = seconds_of(rows[f"+ {name} weights"]) > seconds_of(rows["+ batch norm folded"])
-    best, kind = (folded, torch.float32) if slow else (light, half)
+    light_s, folded_s = (min(seconds_of(rows[row], device) for _ in range(5))
+                         for row in (f"+ {name} weights", "+ batch norm folded"))
+    best, kind = (folded, torch.float32) if light_s > folded_s else (light, half)
 
     def end_to_end():
         """What a video call pays for: bytes in, bytes out."""
@@ -1455,7 +1468,8 @@ def check_data(o):
         sizes = sorted((size_of(photo) for photo, _ in found), key=math.prod)
         print(f"{name}: {len(found)} pairs, {'x'.join(map(str, sizes[0]))} to "
               f"{'x'.join(map(str, sizes[-1]))} pixels, {found[0][0]} with {found[0][1]}")
-        for path, label in sorted({(p, k == 1) for pair in found for k, p in enumerate(pair)}):
+        every = {(p, k == 1) for pair in found for k, p in enumerate(pair)}
+        for path, label in sorted(every | {(p, False) for p in backgrounds if name == "D_m"}):
             try:
                 read(path, label)
             except UserError as problem:
@@ -1464,6 +1478,7 @@ def check_data(o):
     mixer = Mixer(composites, backgrounds, naturals, o.mix, o.size, o.seed)
     rows = [[to_picture(s["image"]), s["target"][0], boundary_label(s["target"])[0]]
             for s in (mixer[i] for i in range(8))]
+    make_folder(pathlib.Path(o.out).parent)
     contact_sheet([(["image", "target", "boundary"], rows)]).save(o.out)
     print(f"{o.out}: what a batch looks like")
     if damaged:

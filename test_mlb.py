@@ -211,6 +211,12 @@ def test_read_drafts_large_jpegs_but_never_below_what_is_asked(tmp_path):
     assert min(mlb.read(tmp_path / "p.jpg", short=161).size) == 320
 
 
+def test_read_shrinks_large_pngs_but_never_below_what_is_asked(tmp_path):
+    picture(tmp_path / "p.png", (400, 300))
+    assert mlb.read(tmp_path / "p.png", short=60).size == (80, 60)
+    assert mlb.read(tmp_path / "p.png", short=151).size == (400, 300)
+
+
 def test_labels_of_every_kind_mean_the_same(tmp_path):
     disc(tmp_path / "L.png")
     truth = np.asarray(Image.open(tmp_path / "L.png"))
@@ -1114,6 +1120,12 @@ def test_bad_data_is_named_before_the_first_step(change, named, toy, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+def test_torchrun_is_for_train_alone(toy, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "torchrun is for train" in fails(capsys, "compare", "--data", toy, "--device", "cpu")
+    assert "2 ranks" in fails(capsys, "train", "--data", toy, "--batch", 3, "--device", "cpu")
+
+
 def test_bad_options_are_named(toy, tmp_path, capsys):
     out = tmp_path / "out"
     (tmp_path / "file").touch()
@@ -1344,6 +1356,19 @@ def test_every_command_of_the_readme_runs(command, toy, weights_file, tmp_path, 
     out = ["--out", "new"] if name == "train" else []  # runs/mlb is there already
     assert mlb.main([name, *more, *FEW[name].split(), *data, *out, "--device", "cpu"]) == 0
     assert capsys.readouterr().out
+
+
+def test_a_loaded_net_teaches_without_learning(weights_file):
+    net, _ = mlb.load_net(weights_file, "cpu")
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+
+
+def test_the_data_command_looks_into_backgrounds_too(toy, tmp_path, capsys):
+    path = toy / "matte/background/1.jpg"
+    path.write_bytes(path.read_bytes()[:700])  # its header is whole
+    out = tmp_path / "new/data.png"
+    assert mlb.main(["data", "--data", str(toy), "--size", "32", "--out", str(out)]) == 2
+    assert "background/1.jpg" in capsys.readouterr().err and out.exists()
 
 
 def test_bench_prints_a_row_for_each_step(weights_file, tmp_path, capsys, monkeypatch):
@@ -1691,7 +1716,7 @@ def test_a_12_megapixel_photo_takes_seconds_and_little_memory(weights_file, tmp_
                            "--out", tmp_path / "o", "--device", "cpu")
     assert Image.open(tmp_path / "o/p_cutout.png").size == (3000, 4000)
     assert memory < 1200, f"{memory:.0f} MiB"
-    assert seconds < 12, f"{seconds:.1f} s"  # the README's figure is measured on an idle machine
+    assert seconds < 8, f"{seconds:.1f} s"  # the README's figure is measured on an idle machine
 
 
 @pytest.mark.slow
