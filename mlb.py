@@ -639,8 +639,8 @@ def patient():
 def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
     """Trains net on steps batches of the mixer: either stage, any device.
 
-    saved: the state to go on from; label: see train_step. After each step it calls observe(row of
-    loss terms and times, is it the last call, a function that makes what a resume needs).
+    saved: the state to go on from; label: see train_step. observe(row, last, state), if given, is
+    called after each step: loss terms and times, the last call or not, what makes a resume's state.
     """
     device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
@@ -924,7 +924,7 @@ def metrics(prediction, truth):
 
 
 def predict(net, photo, size=0):
-    """Matte and boundary of an RGB picture: 2×H×W in [0, 1] at the picture's own size.
+    """Matte and boundary (see maps) of an RGB picture: 2×H×W in [0, 1] at the picture's own size.
 
     The network sees it with the short side scaled to size pixels (0: as it is), its aspect kept,
     the far edges repeated up to multiples of 32.
@@ -1187,7 +1187,8 @@ def compare(o):
                 net, _ = once(f"{name}, {o.seed}",
                               lambda: compare_row(name, o, data, truths, teacher))
                 teacher = teacher or net  # the first row's
-            scores.update(label_scores(teacher, o, data[2], truths) if truths else {})
+            if truths and f"labels S, {o.seed}" not in scores:
+                scores.update(label_scores(teacher, o, data[2], truths))
         labels = [key[:-3] for key in scores if key.startswith("labels ") and key.endswith(", 0")]
         text = compare_table(scores, rows + labels, o.seeds)
         picture = compare_pictures(out, o, rows, scores, data[3])
@@ -1448,7 +1449,7 @@ def matte(o):
                 stem, k = f"{path.stem}-{k}", k + 1
             names.add(stem)
             found = cut_out(net, photo, o.size or trained_at, background)
-            with futures.ThreadPoolExecutor() as threads:  # compression takes longer than the rest
+            with futures.ThreadPoolExecutor() as threads:  # compression takes longest
                 list(threads.map(lambda picture, kind: picture and picture.save(
                     out / f"{stem}_{kind}.png", compress_level=1,
                     icc_profile=photo.info.get("icc_profile")), found, KINDS))

@@ -577,18 +577,16 @@ def garden(c, rng, palette, ground):
 
 
 def scene(rng, size, light, spot):
-    """A room or a garden on a Canvas, its things on either side of the person at `spot`."""
+    """A room or a garden on a Canvas, a far and a near thing beside the person at `spot`."""
     c, (x, _, unit), h = Canvas(size, light, scale=2), spot, size[1]
     palette, inside = pick(rng, PALETTES), rng.random() < 0.6
     ground = h * rng.uniform(0.74, 0.86)
     (room if inside else garden)(c, rng, palette, ground)
     for near, things in enumerate(INDOORS if inside else OUTDOORS):
-        side = rng.choice([-1, 1])
-        for which in rng.choice(len(things), 1):
-            at = x + side * rng.uniform(1.2, 2.2) * unit
-            base = ground + near * rng.uniform(0.05, 0.6) * (h - ground)
-            things[which](c.frame(at, base, unit * rng.uniform(0.45, 0.65)), rng, palette)
-            side = -side
+        side, which = rng.choice([-1, 1]), rng.choice(len(things), 1)[0]
+        at = x + side * rng.uniform(1.2, 2.2) * unit
+        base = ground + near * rng.uniform(0.05, 0.6) * (h - ground)
+        things[which](c.frame(at, base, unit * rng.uniform(0.45, 0.65)), rng, palette)
     return c
 
 
