@@ -497,13 +497,18 @@ def test_net_sees_single_pixels_and_the_whole_picture():
     assert (y[::4, ::4] != y[1::4, 1::4]).any(), "the pixels of a 4×4 cell differ"
 
 
-def test_residual_adds_to_its_input():
-    layer = mlb.Residual(4).eval()
-    x = torch.randn(1, 4, 5, 5)
-    torch.nn.init.zeros_(layer.conv[0].weight)
-    same(layer(x).detach(), x)
-    torch.nn.init.ones_(layer.conv[0].weight)
-    assert (layer(x) >= x).all() and (layer(x) > x).any()
+def test_net_adds_what_it_keeps_to_what_it_computes():
+    """Each stage of the decoder takes the sum of two maps."""
+    net, took, gave = mlb.MattingNet(16).eval(), {}, {}
+    for name, stage in net.named_children():
+        stage.register_forward_hook(lambda stage, x, y, name=name: took.update(
+            {name: x[0].detach()}) or gave.update({name: y.detach()}))
+    net(torch.rand(1, 3, 64, 96))
+    double = torch.nn.Upsample(scale_factor=2)
+    same(took["up32"], gave["down32"] + gave["deep32"], 1e-5)
+    for kept, lower, stage in (("down16", "up32", "up16"), ("down8", "up16", "up8"),
+                               ("down4", "up8", "up4")):
+        same(took[stage], gave[kept] + double(gave[lower]), 1e-5)
 
 
 def test_conv_divides_the_sides():
