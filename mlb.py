@@ -38,7 +38,7 @@ from concurrent import futures
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from torch import distributed, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,7 +50,7 @@ class UserError(Exception):
 
 @functools.cache
 def note(text):
-    """One line on standard error that is no error, said once however often it comes up."""
+    """One line on standard error that is no error, said once by each process."""
     print("mlb: note: " + text.replace("\n", "\\n"), file=sys.stderr, flush=True)
 
 
@@ -123,7 +123,7 @@ def opened(path):
                     raise UserError(f"{path}: {image.width}x{image.height} pixels are too few or "
                                     f"too thin to hold a person; take it out")
                 yield image
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
     except Exception as problem:  # decoders raise what they like on a hostile file
         raise UserError(f"{path}: not a picture that can be decoded ({problem}); "
@@ -206,7 +206,7 @@ FOLDERS = {  # option: (its place below --data, what it holds)
 }
 
 
-def folder(o, name):
+def folder_of(o, name):
     """The folder that an option names, or its place below --data."""
     return pathlib.Path(getattr(o, name) or pathlib.Path(o.data, FOLDERS[name][0]))
 
@@ -227,30 +227,31 @@ def open_data(o):
 
     Raises UserError for what is missing or does not fit, before any time is spent on training.
     """
-    composites = checked(folder(o, "foreground"), folder(o, "alpha"))
-    behind = folder(o, "background")
+    composites = checked(folder_of(o, "foreground"), folder_of(o, "alpha"))
+    behind = folder_of(o, "background")
     backgrounds = [] if o.background == "none" else [behind / name for name in pictures(behind)]
     for path in backgrounds:
         size_of(path)
-    naturals = checked(folder(o, "seg_image"), folder(o, "seg_mask"))
-    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
+    naturals = checked(folder_of(o, "seg_image"), folder_of(o, "seg_mask"))
+    tests = checked(folder_of(o, "test_image"), folder_of(o, "test_alpha"))
     for photo, truth in tests:  # a damaged one would spoil the end of a long run
-        read(photo), read(truth, label=True)
-    print(f"D_m: {len(composites)} mattes, {len(backgrounds)} backgrounds; D_s: {len(naturals)} "
-          f"masks; test: {len(tests)} pictures", flush=True)
+        read(photo)
+        read(truth, label=True)
+    if rank_and_ranks()[0] == 0:
+        print(f"D_m: {len(composites)} mattes, {len(backgrounds)} backgrounds; "
+              f"D_s: {len(naturals)} masks; test: {len(tests)} pictures", flush=True)
     return composites, backgrounds, naturals, tests
 
 
 SMALLEST_WINDOW = 0.7  # a training picture shows at least this share of a photo's short side
-REMEMBERED = 160  # photos; a data set of so few is decoded once, a larger one at every use
+REMEMBERED = 160  # pairs and backgrounds: so few are decoded once, more at every use
 
 
 def read_pair(photo, label=None, short=0):
     """A photo as bytes C×H×W, see read; its label, if any, is the fourth channel."""
     image = read(photo, short=short)
-    if label:
-        label = read(label, True, short)  # a JPEG and a PNG can come at different sizes
-        image.putalpha(label if label.size == image.size else label.resize(image.size))
+    if label:  # a JPEG and a PNG may come at different sizes
+        image.putalpha(read(label, True, short).resize(image.size))
     return to_bytes(image)
 
 
@@ -260,13 +261,14 @@ read_once = functools.lru_cache(REMEMBERED)(read_pair)
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
 
-    α in [0, 1] is the matte here, as everywhere in matting but in section 3; F and B share a range.
+    α in [0, 1] is the matte and B the background here, in the letters of matting; section 3 takes
+    the paper's. F and B share a range.
     """
     return alpha * foreground + (1 - alpha) * background
 
 
 def degrade(image, rng):
-    """An image 3×S×S in [0, 1] out of focus, under other light, with a sensor's noise."""
+    """An image 3×H×W in [0, 1] out of focus, under other light, with a sensor's noise."""
     if rng.random() < 0.3:
         soft = F.interpolate(F.avg_pool2d(image[None], 2), image.shape[1:], mode="bilinear")[0]
         image = image.lerp(soft, rng.random())
@@ -280,7 +282,7 @@ def degrade(image, rng):
 
 
 def clutter(background, rng):
-    """A background, bytes 3×S×S, with shapes drawn on it: before plain ones a teacher learns that
+    """A background, bytes 3×H×W, with shapes drawn on it: before plain ones a teacher learns that
     whatever has an edge is a person, and whatever has hair."""
     background = Image.merge("RGB", [Image.fromarray(x) for x in background.numpy()])
     draw, count = ImageDraw.Draw(background), rng.integers(1, 8)
@@ -319,12 +321,16 @@ class Mixer(torch.utils.data.Dataset):
         self.few = len(composites) + len(backgrounds) + len(naturals) <= REMEMBERED
 
     def __getitem__(self, i):
-        """-> {"image" 3×S×S, "target" 1×S×S: M or S, "natural": bool, "damaged": complaints}."""
+        """-> {"image" and "target" (M or S), C×size×size, "natural": bool, "damaged": text}.
+
+        Another draw takes the place of a file that can't be read; "damaged" holds the complaints,
+        with \\0 between them. Ten in a row raise UserError.
+        """
         rng, damaged = np.random.default_rng((self.seed, i)), []
         while len(damaged) < 10:
             try:
                 return {**self.draw(rng), "damaged": "\0".join(damaged)}
-            except UserError as problem:  # another draw takes the place of what can't be read
+            except UserError as problem:
                 damaged.append(str(problem))
         raise UserError(f"ten damaged files in a row, the last one {damaged[-1]}")
 
@@ -341,13 +347,13 @@ class Mixer(torch.utils.data.Dataset):
         return {"image": degrade(image / 255, rng), "target": M, "natural": natural}
 
     def pick(self, items, rng):
-        """One of the items, all equally likely, decoded no larger than a window needs it."""
+        """One of the items, all equally likely, decoded about as large as a window needs it."""
         item = items[rng.integers(len(items))]
         paths = item if isinstance(item, tuple) else (item,)
         return (read_once if self.few else read_pair)(*paths, short=self.size / SMALLEST_WINDOW)
 
     def cut(self, image, rng):
-        """What a random square of a picture shows, half of them mirrored: bytes C×S×S."""
+        """What a random square of a picture shows, half of them mirrored: bytes C×size×size."""
         side = round(rng.uniform(SMALLEST_WINDOW, 1) * min(image.shape[1:]))
         top, left = rng.integers(np.array(image.shape[1:]) - side + 1).tolist()
         shown = image[None, :, top:top + side, left:left + side]
@@ -380,7 +386,7 @@ class MattingNet(nn.Module):
     The encoder halves the sides down to 1/32 while it widens; the decoder comes back up and adds
     the encoder's maps. It is fast because full resolution is seen by two layers only: the stem
     turns 4×4 pixels into one cell, the head predicts the 4×4 pixels of a cell at once. Between
-    them are plain 3×3 convolutions of multiples of 16 channels, near the peak of CPUs and GPUs.
+    them are plain 3×3 convolutions of 32 to 128 channels, near the peak of CPUs and GPUs.
     """
 
     def __init__(self, width=32):
@@ -388,11 +394,11 @@ class MattingNet(nn.Module):
         w = width
         self.down4 = conv(3, w, 4, 4)  # -25 % time, against pixel_unshuffle and a 3×3
         self.down8 = conv(w, 2 * w, 2)
-        self.down16 = conv(2 * w, 3 * w, 2)  # a residual sum here too: +11 % time, no better
+        self.down16 = conv(2 * w, 3 * w, 2)  # no residual sum as deep32's: +11 % time, no better
         self.down32 = conv(3 * w, 4 * w, 2)
         self.deep32 = conv(4 * w, 4 * w)  # added to its input, as in He et al. (CVPR 2016)
-        self.up32 = conv(4 * w, 3 * w)
-        self.up16 = conv(3 * w, 2 * w)  # as wide as what it meets: no 1×1 laterals, -4 % time
+        self.up32 = conv(4 * w, 3 * w)  # as wide as what it meets: no 1×1 laterals, -4 % time
+        self.up16 = conv(3 * w, 2 * w)
         self.up8 = conv(2 * w, w)
         self.up4 = conv(w, w)
         self.head = nn.Conv2d(w, 2 * 16, 3, padding=1)
@@ -404,8 +410,8 @@ class MattingNet(nn.Module):
         x8 = self.down8(x4)                                      # N, 2w, H/8, W/8
         x16 = self.down16(x8)                                    # N, 3w, H/16, W/16
         x32 = self.down32(x16)                                   # N, 4w, H/32, W/32
-        x = self.up32(x32 + self.deep32(x32))                    # nearest, not bilinear: -6 % time
-        x = self.up16(x16 + F.interpolate(x, scale_factor=2.0))
+        x = self.up32(x32 + self.deep32(x32))
+        x = self.up16(x16 + F.interpolate(x, scale_factor=2.0))  # nearest, not bilinear: -6 % time
         x = self.up8(x8 + F.interpolate(x, scale_factor=2.0))
         x = self.up4(x4 + F.interpolate(x, scale_factor=2.0))
         return F.pixel_shuffle(self.head(x), 4).split(1, 1)
@@ -487,7 +493,7 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
     autocast: a mean over a million pixels and the logarithm of a small chance need its digits.
     """
     with torch.autocast(matte_logits.device.type, enabled=False):
-        # contiguous: the two maps of one convolution's output interleave in memory
+        # the two maps of a channels-last output interleave in memory: slow to read one by one
         matte_logits = matte_logits.float().contiguous()
         boundary_logits = boundary_logits.float().contiguous()
         target, boundary = target.float(), boundary.float()
@@ -518,9 +524,10 @@ FREE = {"command", "out", "resume", "seeds", "budget", "workers"}
 
 def setup(o):
     """The device of --device, made ready; under torchrun, also joins this process to the others."""
-    local = os.environ.get("LOCAL_RANK")  # torchrun gives each of its processes a GPU
-    if o.device == "auto" or o.device == "cuda" and local:
-        o.device = f"cuda:{local or 0}" if torch.cuda.is_available() else "cpu"
+    if o.device == "auto":
+        o.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if o.device == "cuda":  # torchrun gives each of its processes a GPU
+        o.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.empty(0, device=o.device).device
     except (RuntimeError, AssertionError) as problem:
@@ -531,8 +538,8 @@ def setup(o):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         o.device = "cuda"  # the current one: its number is no part of what a run is
-        # sizes stay there: try all kernels, keep the fastest
-        torch.backends.cudnn.benchmark = o.command in ("train", "compare", "bench")
+        # training and bench keep to one size: try all kernels, keep the fastest
+        torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # bench's yardstick in TF32, as convolutions are
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if o.command in ("train", "compare") and o.batch // ranks * (o.size // 32) ** 2 == 1:
@@ -563,19 +570,10 @@ def new_net(o, device, teacher=None):
     return net.to(device, memory_format=torch.channels_last)
 
 
-def student_label(teacher, make=blend):
-    """What fit makes the student's targets with: M for composites, make(M′, α′, S) for photos."""
-    def label(image, target, natural):
-        """The targets N×1×H×W of a batch on the device; natural, N×1×1×1, tells photos apart."""
-        M_t, alpha_t = maps(teacher, image)
-        return torch.where(natural, make(M_t, alpha_t, target), target)
-    return label
-
-
-def train_step(net, batch, o, optimizer, scaler, label=None):
+def train_step(net, batch, o, optimizer, scaler, teacher=None, make=blend):
     """Forward, backward and update on a batch of the mixer -> the loss terms, 0-d tensors.
 
-    label(image, target, natural) makes the targets on the device; None takes the mixer's, M or S.
+    The targets are the mixer's, M or S; with a teacher make(M′, α′, S) for photos instead of S.
     """
     device = next(net.parameters()).device
     image = batch["image"].to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -583,8 +581,9 @@ def train_step(net, batch, o, optimizer, scaler, label=None):
     natural = batch["natural"].to(device, non_blocking=True).view(-1, 1, 1, 1)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(o.amp)
     with torch.autocast(device.type, half, enabled=half is not None):
-        if label:
-            target = label(image, target, natural)
+        if teacher:
+            M_t, alpha_t = maps(teacher, image)
+            target = torch.where(natural, make(M_t, alpha_t, target), target)
         matte_logits, boundary_logits = net(image)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary_label(target))
     optimizer.zero_grad()
@@ -596,6 +595,11 @@ def train_step(net, batch, o, optimizer, scaler, label=None):
     return terms
 
 
+def undisturbed(_):
+    """A process that loads data leaves Ctrl-C to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def loader(mixer, first, steps, o):
     """Batches first to steps − 1 of the mixer; every rank takes its share of each.
 
@@ -604,6 +608,7 @@ def loader(mixer, first, steps, o):
     rank, ranks = rank_and_ranks()
     batches = [range(k * o.batch + rank, (k + 1) * o.batch, ranks) for k in range(first, steps)]
     return torch.utils.data.DataLoader(mixer, batch_sampler=batches, num_workers=o.workers,
+                                       worker_init_fn=undisturbed,
                                        pin_memory=o.device.startswith("cuda"))
 
 
@@ -635,21 +640,19 @@ def patient():
         signal.signal(signal.SIGINT, before)
 
 
-def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
+def fit(stage, net, mixer, steps, o, teacher=None, make=blend, saved=None, observe=None):
     """Trains net on steps batches of the mixer: either stage, any device.
 
-    saved: the state to go on from; label: see train_step. observe(row, last, state), if given, is
+    teacher, make: see train_step; saved: the state to go on from. observe(row, last, state) is
     called after each step: loss terms and times, the last call or not, what makes a resume's state.
     """
-    device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
-    scaler = torch.amp.GradScaler(device.type, enabled=o.amp == "fp16")
-    parts, step, seconds = {"net": net, "optimizer": optimizer, "scaler": scaler}, 0, 0.0
-    if saved:
-        step, seconds = saved["step"], saved["seconds"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+    scaler = torch.amp.GradScaler(o.device, enabled=o.amp == "fp16")
+    parts = {"net": net, "optimizer": optimizer, "scaler": scaler}
+    step, seconds = (saved["step"], saved["seconds"]) if saved else (0, 0.0)
+    for name, part in parts.items() if saved else ():
+        part.load_state_dict(saved[name])
     model = nn.parallel.DistributedDataParallel(net) if distributed.is_initialized() else net
     model = torch.compile(model) if o.compile else model
     net.train()
@@ -663,30 +666,30 @@ def fit(stage, net, mixer, steps, o, label=None, saved=None, observe=None):
                 group["lr"] = lr
             for complaint in filter(None, "\0".join(batch["damaged"]).split("\0")):
                 note(f"{complaint}; another sample takes its place")
-            terms = train_step(model, batch, o, optimizer, scaler, label)
+            terms = train_step(model, batch, o, optimizer, scaler, teacher, make)
+            terms["stop"] = terms["total"].new_tensor(bool(interrupted))
             terms = as_floats(terms, f"{stage}, step {step + 1}")
+            stop = terms.pop("stop") > 0  # pressed at any rank: all stop after the same step
             step, begun, clock = step + 1, clock, time.perf_counter()
             seconds += clock - begun
             row = {"stage": stage, "step": step, **terms, "lr": lr, "seconds": seconds,
                    "data_seconds": data_seconds, "step_seconds": clock - begun}
             if observe:
-                observe(row, bool(interrupted) or step == steps, lambda: {
+                observe(row, stop or step == steps, lambda: {
                     "stage": stage, "step": step, "seconds": seconds,
                     **{name: part.state_dict() for name, part in parts.items()}})
-            if interrupted:
+            if stop:
                 raise KeyboardInterrupt
 
 
 def watch(steps, log=None, keep=None):
     """An observe for fit: logs, saves now and then, shows progress and the time left."""
-    begun = spoken = kept = time.monotonic()
-    first = None
+    spoken = kept = time.monotonic()
 
     def observe(row, last, state):
         """What fit calls after every step."""
-        nonlocal first, spoken, kept
+        nonlocal spoken, kept
         now, terminal = time.monotonic(), sys.stdout.isatty()
-        first = row["step"] - 1 if first is None else first
         if log:
             if log.tell() == 0:
                 log.write(",".join(row) + "\n")
@@ -695,7 +698,7 @@ def watch(steps, log=None, keep=None):
             keep(state())
             kept = now
         if last or now - spoken > (0.2 if terminal else 10):
-            rate, spoken = (row["step"] - first) / (now - begun), now
+            rate, spoken = row["step"] / row["seconds"], now
             left = (steps - row["step"]) / rate
             print(f"{row['stage']:<20} step {row['step']:>5}/{steps}  loss {row['total']:.4f}  "
                   f"{rate:5.1f} steps/s  {left // 60:.0f}:{left % 60:02.0f} left  ",
@@ -808,7 +811,7 @@ def train(o):
                 save({**state, "teacher": weights, "config": config}, out / "last.pt")
 
             fit(stage, net, Mixer(composites, backgrounds, naturals, mix, o.size, o.seed), steps, o,
-                teacher and student_label(teacher, functools.partial(blend, band=o.band)), saved,
+                teacher, functools.partial(blend, band=o.band), saved,
                 watch(steps, log, keep) if first_rank else None)
             for buffer in net.buffers() if distributed.is_initialized() else ():
                 distributed.broadcast(buffer, 0)  # each rank's batch norm saw its own pictures
@@ -894,12 +897,9 @@ def connectivity(prediction, truth):
             connected[(connected < 0) & ~largest_component(both)] = (k - 1) / 10
     connected[connected < 0] = 1
 
-    def phi(x):
-        """1 where a pixel is connected at its own value, less by how far it is from that."""
-        distance = x - connected
-        return 1 - distance * (distance >= 0.15)
-
-    return np.abs(phi(prediction) - phi(truth)).sum()
+    distance = np.stack([prediction, truth]) - connected
+    phi = 1 - distance * (distance >= 0.15)  # 1 where connected at its own value, else less
+    return np.abs(phi[0] - phi[1]).sum()
 
 
 def metrics(prediction, truth):
@@ -933,7 +933,8 @@ def predict(net, photo, size=0):
     width, height = (round(scale * side) for side in photo.size)
     image = to_tensor(photo.resize((width, height), Image.BILINEAR))[None].to(device)
     image = F.pad(image, (0, -width % 32, 0, -height % 32), mode="replicate")
-    with torch.inference_mode():
+    # not so here: photos differ in size, and each new one would be tried with all kernels
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
         found = torch.cat(maps(net, image.to(memory_format=torch.channels_last)), 1)
         found = found[..., :height, :width]
         return F.interpolate(found, photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
@@ -957,7 +958,7 @@ def evaluate(net, tests, size):
 def evaluate_weights(o):
     """`mlb.py eval`: the metrics of trained weights on any pair of folders"""
     net, trained_at = load_net(o.weights, setup(o))
-    tests = checked(folder(o, "test_image"), folder(o, "test_alpha"))
+    tests = checked(folder_of(o, "test_image"), folder_of(o, "test_alpha"))
     score = in_units(evaluate(net, tests, o.size or trained_at))
     print(table([f"{len(tests)} pictures", *UNITS], [[o.weights, *score]]))
 
@@ -1014,11 +1015,11 @@ def train_panel(nets, naturals, tests, o):
         labels.append([image, S[0, 0], M_t[0, 0], alpha_t[0, 0], B[0, 0]])
         if len(labels) == 3:
             break
-    for photo, matte in tests:
+    for photo, truth in tests:
         image = read(photo)
         M_t, alpha_t = predict(nets["teacher"], image, o.size)
         M = predict(nets["student"], image, o.size)[0]
-        mattes.append([image, M_t, alpha_t, M, read(matte, label=True)])
+        mattes.append([image, M_t, alpha_t, M, read(truth, label=True)])
     return contact_sheet([
         (["natural photo", "segmentation S", "teacher M'", "teacher boundary", "label B"], labels),
         (["test picture", "teacher M'", "teacher boundary", "student", "truth"], mattes)])
@@ -1027,7 +1028,7 @@ def train_panel(nets, naturals, tests, o):
 # ======================================================================================
 # 6  Comparison: the paper's claim in miniature
 # ======================================================================================
-# Is the blending what helps? Rows differ in the share of composites and in the photos' labels
+# Is the blending what helps? Students differ in the share of composites and in the photos' labels
 # alone; seeds tell a difference from an accident.
 
 ROWS = {  # name: (share of D_m, None for --mix; what the natural photos of D_s are labelled with)
@@ -1051,7 +1052,7 @@ def compare_row(name, o, data, truths, teacher):
     make = {"M′": lambda M_t, alpha_t, S: M_t, "B": blend,
             "B + band": functools.partial(blend, band=o.band)}.get(kind)
     net = new_net(o, torch.device(o.device), teacher)
-    fit(f"{name}, {o.seed}", net, mixer, o.steps, o, make and student_label(teacher, make),
+    fit(f"{name}, {o.seed}", net, mixer, o.steps, o, make and teacher, make,
         observe=watch(o.steps))
     return net.eval()
 
@@ -1059,30 +1060,31 @@ def compare_row(name, o, data, truths, teacher):
 def label_scores(teacher, o, naturals, truths):
     """How good the labels of D_s are themselves, at the size that the student sees them."""
     scores = {name: [] for name in ("S", "M′", "B", "B + band")}
-    for (photo, mask), (_, matte_) in zip(naturals, truths):
-        photo, mask, matte_ = read(photo), read(mask, label=True), read(matte_, label=True)
+    for (photo, mask), (_, truth) in zip(naturals, truths):
+        try:
+            photo, mask, truth = read(photo), read(mask, label=True), read(truth, label=True)
+        except UserError as problem:
+            note(f"{problem}; its label is not scored")
+            continue
         size = [round(side * o.size / min(photo.size)) for side in photo.size]
-        photo, mask, matte_ = (x.resize(size, Image.BILINEAR) for x in (photo, mask, matte_))
+        photo, mask, truth = (x.resize(size, Image.BILINEAR) for x in (photo, mask, truth))
         S, (M_t, alpha_t) = to_tensor(mask)[None], predict(teacher, photo)[:, None, None]
         for name, label in (("S", S), ("M′", M_t), ("B", blend(M_t, alpha_t, S)),
                             ("B + band", blend(M_t, alpha_t, S, o.band))):
-            scores[name].append(metrics(label[0, 0], to_tensor(matte_)[0]))
+            scores[name].append(metrics(label[0, 0], to_tensor(truth)[0]))
     return {f"labels {name}, {o.seed}": mean_metrics(rows) for name, rows in scores.items()}
 
 
 def compare_table(scores, rows, seeds):
     """Mean ± standard deviation over the seeds and the share of the MSE gap closed, in Markdown."""
-    def mse(name):
-        """A row's MSE, seed by seed."""
-        return np.array([scores[f"{name}, {seed}"]["MSE"] for seed in range(seeds)])
-
-    lines = []
-    for name in rows:
-        figures = np.array([in_units(scores[f"{name}, {seed}"]) for seed in range(seeds)])
-        line = [name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(figures.mean(0), figures.std(0)))]
+    figures = {name: np.array([in_units(scores[f"{name}, {seed}"]) for seed in range(seeds)])
+               for name in rows}
+    mse, lines = {name: each[:, 1].mean() for name, each in figures.items()}, []
+    for name, each in figures.items():
+        line = [name, *(f"{m:.1f} ± {s:.1f}" for m, s in zip(each.mean(0), each.std(0)))]
         if "upper bound" in rows:
-            start = mse("segmentation only").mean()
-            gap, closed = start - mse("upper bound").mean(), start - mse(name).mean()
+            start = mse["segmentation only"]
+            gap, closed = start - mse["upper bound"], start - mse[name]
             share = f"{100 * closed / gap:.0f} %" if gap > 0 else "no gap"
             line.append(share if name in ROWS else "")
         lines.append(line)
@@ -1122,7 +1124,8 @@ def compare_pictures(out, o, rows, scores, tests):
 
 
 def budget(o, data, once):
-    """How many labels does it take? MLB with fewer mattes and masks -> the table and a chart."""
+    """How many labels does it take? MLB with an eighth, a quarter, half and all of the mattes and
+    of the masks -> the table and a chart."""
     composites, backgrounds, naturals, tests = data
     mattes, masks = (sorted({max(1, len(have) // part) for part in (8, 4, 2, 1)})
                      for have in (composites, naturals))
@@ -1160,12 +1163,13 @@ def read_scores(path, o):
 
 def compare(o):
     """`mlb.py compare`: what a student learns from composites, masks, pseudo-labels, and MLB"""
-    device, data, truths, rows = setup(o), open_data(o), None, list(ROWS)
-    if folder(o, "seg_alpha").is_dir():
-        truths = checked(folder(o, "seg_image"), folder(o, "seg_alpha"))
-    else:
-        note(f"{folder(o, 'seg_alpha')}: not there, so the upper bound and the gap are left out")
+    device, data, rows, place = setup(o), open_data(o), list(ROWS), folder_of(o, "seg_alpha")
+    truths = checked(folder_of(o, "seg_image"), place) if place.is_dir() else None
+    if not truths:
+        note(f"{place}: not there, so the upper bound and the gap are left out")
         rows.remove("upper bound")
+    elif [photo for photo, _ in truths] != [photo for photo, _ in data[2]]:
+        raise UserError(f"{place}: needs a matte for each photo that has a mask, and no other")
     out = make_folder(o.out)
     config, scores = configuration(o), read_scores(out / "compare.json", o)
 
@@ -1181,15 +1185,13 @@ def compare(o):
     if o.budget:
         text, picture = budget(o, data, once)
     else:
-        for o.seed in range(o.seeds):
-            teacher = None
-            for name in rows:
-                net, _ = once(f"{name}, {o.seed}",
-                              lambda: compare_row(name, o, data, truths, teacher))
-                teacher = teacher or net  # the first row's
+        for o.seed, name in itertools.product(range(o.seeds), rows):  # new_net reads o.seed
+            teacher = None if name == "teacher" else teacher
+            net, _ = once(f"{name}, {o.seed}", lambda: compare_row(name, o, data, truths, teacher))
+            teacher = teacher or net
             if truths and f"labels S, {o.seed}" not in scores:
                 scores.update(label_scores(teacher, o, data[2], truths))
-        labels = [key[:-3] for key in scores if key.startswith("labels ") and key.endswith(", 0")]
+        labels = [f"labels {kind}" for kind in ("S", "M′", "B", "B + band") if truths]
         text = compare_table(scores, rows + labels, o.seeds)
         picture = compare_pictures(out, o, rows, scores, data[3])
     name = "budget" if o.budget else "compare"
@@ -1233,7 +1235,7 @@ def captured(net, x):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = net(x)
-    return lambda _: graph.replay() or y
+    return lambda _: graph.replay() or y  # replay returns None
 
 
 def seconds_of(run, device=None):
@@ -1258,13 +1260,10 @@ def bench_rows(net, frames, device):
     folded = fold(nhwc)
     light = copy.deepcopy(folded).to(half)
 
-    def cast():
-        """fp32 weights, cast for each operation that gains by it."""
-        with torch.autocast(device.type, half):
-            return folded(x)[0]
-
     rows = {"fp32": lambda: net(nchw)[0], "+ channels-last": lambda: nhwc(x)[0],
-            "+ batch norm folded": lambda: folded(x)[0], f"+ autocast {name}": cast,
+            "+ batch norm folded": lambda: folded(x)[0],
+            # fp32 weights, cast for each operation that gains by it
+            f"+ autocast {name}": torch.autocast(device.type, half)(lambda: folded(x)[0]),
             f"+ {name} weights": lambda: light(x_half)[0]}
     try:
         fast = captured(light, x_half)
@@ -1291,9 +1290,9 @@ def bench_size(net, size, o, device):
     runs = bench_rows(net, frames, device)
     with FlopCounterMode(display=False) as counter:
         exact = runs["fp32"]().float().sigmoid()
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    half, n = (torch.float16, 8192) if device.type == "cuda" else (torch.bfloat16, 2048)
     for kind in (torch.float32, half):  # what the machine reaches at its best
-        a = torch.rand(2048, 2048, device=device).to(kind)
+        a = torch.rand(n, n, device=device).to(kind)
         runs[str(kind)[6:]] = functools.partial(torch.mm, a, a)
     times, end = {name: [] for name in runs}, time.monotonic() + o.seconds
     while time.monotonic() < end or len(times["fp32"]) < 8:
@@ -1303,7 +1302,7 @@ def bench_size(net, size, o, device):
     for name, run in runs.items():
         ms = 1000 * np.array(times[name][3:])  # the first three warm up
         if isinstance(run, functools.partial):
-            rates[name] = 2 * 2048 ** 3 / np.median(ms) / 1e6
+            rates[name] = 2 * n ** 3 / np.median(ms) / 1e6
         else:
             y = run()
             y = torch.from_numpy(y / 255) if isinstance(y, np.ndarray) else y.float().sigmoid()
@@ -1427,9 +1426,6 @@ def cut_out(net, photo, size, background=None):
     return alpha, cutout, over
 
 
-KINDS = "alpha", "cutout", "composite"
-
-
 def matte(o):
     """`mlb.py matte`: cuts the person out of photos, without the old background's colour"""
     net, trained_at = load_net(o.weights, setup(o))
@@ -1451,8 +1447,9 @@ def matte(o):
             found = cut_out(net, photo, o.size or trained_at, background)
             with futures.ThreadPoolExecutor() as threads:  # compression takes longest
                 list(threads.map(lambda picture, kind: picture and picture.save(
-                    out / f"{stem}_{kind}.png", compress_level=1,
-                    icc_profile=photo.info.get("icc_profile")), found, KINDS))
+                    out / f"{stem}_{kind}.png", compress_level=1,  # a profile is of colours
+                    icc_profile=kind != "alpha" and photo.info.get("icc_profile") or None),
+                    found, ("alpha", "cutout", "composite")))
             print(out / f"{stem}_cutout.png", flush=True)
         except (UserError, OSError) as problem:
             failed += 1
@@ -1480,7 +1477,7 @@ def check_data(o):
     rows = [[to_picture(s["image"]), s["target"][0], boundary_label(s["target"])[0]]
             for s in (mixer[i] for i in range(8))]
     make_folder(pathlib.Path(o.out).parent)
-    contact_sheet([(["image", "target", "boundary"], rows)]).save(o.out)
+    contact_sheet([(["image", "target", "boundary"], rows)]).save(o.out, "PNG")
     print(f"{o.out}: what a batch looks like")
     if damaged:
         raise UserError(f"{damaged} damaged files, see above; replace them or take them out")
@@ -1577,7 +1574,7 @@ def check_options(o):
         raise UserError(f"--amp {o.amp}: take auto, off, bf16 or fp16")
     if o.command in ("train", "compare", "bench", "data"):
         for side in (getattr(o, "sizes", "") or str(o.size)).split(","):
-            if not side.isdigit() or not int(side) or int(side) % 32:
+            if not side.isdecimal() or not int(side) or int(side) % 32:
                 raise UserError(f"--size, --sizes {side}: the network takes multiples of 32")
 
 
@@ -1595,11 +1592,12 @@ def main(argv=None):
         check_options(o)
         run(o)
         return 0
-    except UserError as problem:
+    except (UserError, OSError) as problem:  # no space, no permission
         complain(problem)
         return 2
     except KeyboardInterrupt:
-        again = "the same command with --resume goes on" if run is train else "try again"
+        again = {train: "the same command with --resume goes on",
+                 compare: "the same command goes on"}.get(run, "try again")
         print(f"\nmlb: stopped; {again}", file=sys.stderr)
         return 130
     finally:
@@ -1608,4 +1606,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal without Greek shows α as ?
     sys.exit(main())
