@@ -297,12 +297,12 @@ def clutter(background, rng):
         elif kind == 2:  # a twig
             points = rng.uniform([x, y], [x + w, y + h], (rng.integers(3, 20), 2))
             draw.line(points.ravel().tolist(), colour, int(rng.integers(1, 4)))
-        else:  # a ball of fur: 60 tips and what is between them
+        else:  # a ball of fur: 60 tips, and 60 points between them that reach less far
             angle, reach = np.linspace(0, 2 * np.pi, 120), rng.uniform(0.3, 60 * [0.4, 0.7])
             points = np.stack([x + w / 2 + w * reach * np.cos(angle),
                                y + h / 2 + h * reach * np.sin(angle)], 1)
             draw.polygon(points.ravel().tolist(), colour)
-    return to_bytes(background).contiguous()
+    return to_bytes(background).contiguous()  # plane by plane, as the rest of a sample lies
 
 
 class Mixer(torch.utils.data.Dataset):

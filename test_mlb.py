@@ -1222,13 +1222,16 @@ def test_help_states_every_default(capsys):
 def test_what_the_readme_names_exists():
     table = README.split("| in the paper |")[1].split("\n\n")[0].splitlines()[2:]
     source = pathlib.Path(mlb.__file__).read_text(encoding="utf-8")
+    places = []
     for row in table:
         _, _, names, sections, _ = row.split("|")
-        for name in re.findall(r"`(\w+)`", names):
-            before = re.split(rf"^(?:def|class) {name}\b", source, flags=re.M)
-            assert len(before) == 2, f"the README names {name}, mlb.py does not have it"
-            assert re.findall(r"^# (\d)  ", before[0], re.M)[-1] in sections, (
-                f"{name} is of another section")
+        names, sections = re.findall(r"`(\w+)`", names), re.findall(r"\d", sections)
+        assert len(sections) in (1, len(names)), f"a section for each of {names}"
+        for name, section in zip(names, sections * (len(names) // len(sections))):
+            found = re.split(rf"^(?:def|class) {name}\b", source, flags=re.M)
+            assert len(found) == 2, f"the README names {name}, mlb.py does not have it"
+            places.append((len(found[0]), section, name))
+    assert [s for _, s, _ in sorted(places)] == sorted(s for _, s, _ in places), sorted(places)
     links = re.findall(r"\]\((?!http)([^)]+)\)", README)
     for link in links + re.findall(r"data_sample/[\w.]+\w", README):
         assert (HERE / link).exists(), link
@@ -1579,7 +1582,7 @@ BUGS = {  # number: (text that mlb.py holds once, the bug, a test that notices i
         'if not name.startswith("head")],',
         "test_every_parameter_learns_and_the_teacher_does_not"),
     # the target goes through the photo's light, blur and noise
-    5: ('"target": M,', '"target": degrade(M.expand(3, -1, -1), rng)[:1],',
+    5: (": M, ", ": degrade(M.expand(3, -1, -1), rng)[:1], ",
         "test_target_is_taken_before_light_blur_and_noise"),
     # division by an empty boundary
     6: ("boundary.sum((1, 2, 3)).clamp(min=1)", "boundary.sum((1, 2, 3))",
@@ -1667,8 +1670,8 @@ def test_every_test_of_a_hole_notices_it(number, tmp_path):
     k = next(k for k, line in enumerate(new) if mark in line)
     end = k + len(old) - len(new) + 1
     assert old[:k] == new[:k] and old[end:] == new[k + 1:], "all else stays as it is"
-    said, lines = int(length.split()[1]), sum(map(bool, old[k:end]))
-    assert abs(lines - said) <= 1 + said // 5, f"the body of {name} has {lines} lines, not {length}"
+    said, lines = int(length.split()[1]), sum(math.ceil(len(line) / 100) for line in old[k:end])
+    assert abs(lines - said) <= 1 + said // 3, f"the body of {name} has {lines} lines, not {length}"
     module, get = as_module(holed), operator.attrgetter(name)
     assert get(module).__doc__ and get(module).__doc__ == get(as_module(whole)).__doc__
     tests = [key for key in globals()
