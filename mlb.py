@@ -542,7 +542,7 @@ def setup(o):
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # bench's yardstick in TF32, as convolutions are
     ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if o.command in ("train", "compare") and o.batch // ranks * (o.size // 32) ** 2 == 1:
+    if o.command in ("train", "compare") and o.batch // ranks * (o.size // 32) == 1:
         raise UserError(f"--batch {o.batch}, --size {o.size}: batch norm can't tell a mean and a "
                         "spread from the one cell at 1/32; raise either")
     if ranks > 1:
