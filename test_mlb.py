@@ -11,8 +11,10 @@ Exercises: mlb.py with a function left for you to write (HOLES), or with a bug t
     python test_mlb.py bug 4 > my_mlb.py && MLB=my_mlb python -m pytest -m "not slow"
 """
 import ast
+import functools
 import importlib
 import inspect
+import itertools
 import json
 import math
 import operator
@@ -1035,7 +1037,9 @@ def test_table_and_contact_sheet(tmp_path):
     sheet = mlb.contact_sheet([(["one", "two"], [[red, torch.zeros(10, 10)]])], cell=50)
     assert sheet.size == (4 + 2 * 54, 4 + 22 + 54)
     assert sheet.getpixel((29, 51)) == (255, 0, 0) and sheet.getpixel((83, 51)) == (0, 0, 0)
-    assert min(np.asarray(sheet)[4:26].min(2).ravel()) < 100, "titles are drawn"
+    y, x = np.nonzero(np.asarray(sheet)[:26].min(2) < 128)
+    assert abs(x[x < 56].mean() - 29) < 3 and abs(x[x >= 56].mean() - 83) < 3, "above its column"
+    assert abs(y.mean() - 15) < 3
 
 
 # ---------------------------------------------------------------- 6 Comparison
@@ -1092,6 +1096,48 @@ def test_seconds_of_waits_for_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(time, "perf_counter", lambda: worked[0])
     assert mlb.seconds_of(lambda: launched.append(2.0), torch.device("cuda")) == 2
+
+
+def test_captured_computes_what_the_net_does(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    net, x = mlb.MattingNet(8).eval(), torch.rand(1, 3, 32, 32)
+    fast = mlb.captured(net, x)
+    with torch.no_grad():
+        same(fast(x)[0], net(x)[0], 1e-6)
+
+
+def test_end_to_end_takes_the_faster_kind_of_weights(monkeypatch):
+    monkeypatch.setattr(mlb, "captured", lambda net, x: net)
+    net = mlb.MattingNet(8).eval()
+    frames = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    for slow, exact in ((0.5, True), (0.1, False)):  # bf16 is timed first
+        seconds = iter([slow] * 5 + [0.3] * 5)
+        monkeypatch.setattr(mlb, "seconds_of", lambda run, device: next(seconds))
+        with torch.no_grad():
+            rows = mlb.bench_rows(net, frames, torch.device("cpu"))
+            matte = (net(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)[0].sigmoid() * 255)
+            equal = rows["end to end, uint8 to uint8"]() == matte.byte().numpy()
+        assert (equal.mean() > 0.99) == exact, equal.mean()
+
+
+def test_bench_takes_turns_for_as_long_as_asked(monkeypatch):
+    """By a clock that goes a tenth of a second at each look, after slow first calls."""
+    calls, now = {}, itertools.count()
+
+    def seconds_of(run, device):
+        calls[id(run)] = calls.get(id(run), 0) + 1
+        return 9.0 if calls[id(run)] <= 3 else 0.002
+
+    monkeypatch.setattr(mlb, "captured", lambda net, x: net)
+    monkeypatch.setattr(mlb, "seconds_of", seconds_of)
+    o = mlb.parser().parse_args(["bench", "--seconds", "5", "--batch", "2"])
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(time, "monotonic", lambda: next(now) / 10)
+        lines, _, rates = mlb.bench_size(mlb.MattingNet(8).eval(), 32, o, torch.device("cpu"))
+    assert 45 < min(calls.values()) and max(calls.values()) < 60, calls
+    for _, ms, p95, fps, _ in lines:
+        assert (ms, p95) == (2, 2) and fps == pytest.approx(1000), "2 frames in 2 ms"
+    assert rates == pytest.approx({"float32": 2 * 2048 ** 3 / 2e6, "bfloat16": 2 * 2048 ** 3 / 2e6})
 
 
 # ---------------------------------------------------------------- 8 Matting
@@ -1257,7 +1303,7 @@ def test_train_writes_what_it_promises(toy, tmp_path, capsys):
     scores = json.loads((out / "metrics.json").read_text())
     assert set(scores) == {"teacher", "student"} and 0 < scores["student"]["MSE"] < 1
     assert json.loads((out / "config.json").read_text())["steps"] == 6
-    assert Image.open(out / "panel.png").size[0] > 800
+    assert Image.open(out / "panel.png").size == (4 + 5 * 180, 4 + 2 * 22 + (3 + 2) * 180)
     assert mlb.main(["eval", "--weights", str(out / "student.pt"), "--data", str(toy),
                      "--device", "cpu"]) == 0
     assert f"{1000 * scores['student']['MSE']:.2f}" in capsys.readouterr().out, (
