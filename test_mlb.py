@@ -1108,7 +1108,9 @@ def test_captured_computes_what_the_net_does(monkeypatch):
 
 def test_end_to_end_takes_the_faster_kind_of_weights(monkeypatch):
     monkeypatch.setattr(mlb, "captured", lambda net, x: net)
+    torch.manual_seed(0)
     net = mlb.MattingNet(8).eval()
+    net.head.weight.data *= 30  # a matte of all values, not of halves
     frames = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     for slow, exact in ((0.5, True), (0.1, False)):  # bf16 is timed first
         seconds = iter([slow] * 5 + [0.3] * 5)
@@ -1117,7 +1119,7 @@ def test_end_to_end_takes_the_faster_kind_of_weights(monkeypatch):
             rows = mlb.bench_rows(net, frames, torch.device("cpu"))
             matte = (net(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)[0].sigmoid() * 255)
             equal = rows["end to end, uint8 to uint8"]() == matte.byte().numpy()
-        assert (equal.mean() > 0.99) == exact, equal.mean()
+        assert equal.mean() > 0.99 if exact else equal.mean() < 0.9, equal.mean()
 
 
 def test_bench_takes_turns_for_as_long_as_asked(monkeypatch):
