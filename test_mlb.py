@@ -340,6 +340,8 @@ def test_mixer_is_a_pure_function_of_seed_and_index_exercise05(toy):
         x, y = a[i], b[i]
         assert torch.equal(x["image"], y["image"]) and torch.equal(x["target"], y["target"])
         assert x["natural"] == y["natural"] and x["damaged"] == ""
+    again = mlb.Mixer(a.composites, a.backgrounds, a.naturals, 0.5, 32)
+    assert torch.equal(again[3]["image"], a[3]["image"]), "the seed is 0 where none is given"
     assert not torch.equal(a[0]["image"], a[1]["image"])
     assert not torch.equal(a[0]["image"], mixer(toy, 0.5, seed=1)[0]["image"])
 
@@ -377,12 +379,15 @@ def test_mixer_composites_the_foreground_by_its_alpha(tmp_path):
         Image.new("RGB", (48, 48), colour).save(tmp_path / name)
     disc(tmp_path / "a/1.png", (48, 48))
     m = mlb.Mixer(mlb.pairs(tmp_path / "f", tmp_path / "a"), [tmp_path / "b/1.png"], [], 1.0, 32)
-    blue = []
-    for s in (m[i] for i in range(20)):
+    blue, plain = [], []
+    for s in (m[i] for i in range(150)):
         red = s["image"][:, s["target"][0] == 1]
         assert red[0].mean() > 0.8 and red[1:].mean() < 0.1 and not s["natural"]
-        blue.append(s["image"][2, s["target"][0] == 0].mean())
+        behind = s["image"][:, s["target"][0] == 0]
+        blue.append(behind[2].mean())
+        plain.append((behind[2] > 0.6).all().item() and (behind[:2] < 0.2).all().item())
     assert np.mean(blue) > 0.5, "the background shows where alpha is 0"
+    assert 0.2 < np.mean(plain) < 0.45, "3 of 10 backgrounds are left as they are"
     alone = mlb.Mixer(mlb.pairs(tmp_path / "f", tmp_path / "a"), [], [], 1.0, 32)[0]
     assert alone["image"][0].mean() > 0.8, "without backgrounds the photo stays as it is"
 
