@@ -233,6 +233,9 @@ def test_labels_of_every_kind_mean_the_same(tmp_path):
     coloured = Image.fromarray(truth // 255 * 3)
     coloured.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
     coloured.save(tmp_path / "colours.png")
+    first = Image.fromarray(truth // 255)  # the person is the second colour
+    first.putpalette([0, 0, 0, 90, 10, 200])
+    first.save(tmp_path / "second_colour.png")
     grey = Image.fromarray(truth // 255)
     grey.putpalette([0, 0, 0, 255, 255, 255])
     grey.save(tmp_path / "grey_palette.png")
@@ -741,6 +744,17 @@ def test_new_net_depends_on_its_seed_alone():
     assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
 
 
+def test_amp_is_the_precision_it_says_and_weights_stay_fp32(toy, monkeypatch):
+    seen, loss = [], mlb.mlb_loss
+    monkeypatch.setattr(mlb, "mlb_loss", lambda *given: seen.append(given) or loss(*given))
+    o, kinds = options(), {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    for o.amp, kind in kinds.items():
+        net = mlb.new_net(o, torch.device("cpu"))
+        mlb.fit("t", net, mixer(toy, 1), 1, o)
+        assert seen[-1][0].dtype == kind, f"{o.amp} computes in {seen[-1][0].dtype}"
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
 def test_fp16_takes_the_scaler_path_on_the_cpu(toy):
     o = options()
     o.amp, o.lr = "fp16", 1e-3
@@ -1071,6 +1085,10 @@ def test_bars_are_as_long_as_their_means():
     blue = (abs(chart - [0x8f, 0xa9, 0xc4]).sum(-1) < 9).sum(1).max()
     orange = (abs(chart - [0xd9, 0x8f, 0x4e]).sum(-1) < 9).sum(1).max()
     assert abs(orange - 2 * blue) <= 4 and 280 < orange < 310
+    y, x = np.nonzero(chart[:, :98].max(2) < 100)  # names, left of the bars
+    for k in range(2):
+        inside = y[(y >= 28 + 26 * k) & (y < 54 + 26 * k)]
+        assert abs(inside.mean() - (39 + 26 * k)) < 4, "a name stands beside its bar"
 
 
 # ---------------------------------------------------------------- 7 Benchmark
@@ -1174,6 +1192,13 @@ def test_estimate_foreground_takes_the_background_off_exercise07():
         error, before = (found - truth)[edge].abs().mean(), (image - truth)[edge].abs().mean()
         ratios.append((error / before).item())
     assert np.mean(ratios) <= 0.5, f"expected at most 0.5 of the photo's colour error, got {ratios}"
+
+
+def test_fuse_stays_a_colour():
+    """What is brighter than both colours may explain, or darker, is cut off."""
+    image, around, background = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    same(mlb.fuse(image, 0.5, around, background), [1, 0])
+    same(mlb.fuse(torch.tensor(0.5), 0.5, torch.tensor(0.8), torch.tensor(0.1)), 0.8 + 0.5 * 0.05)
 
 
 def test_estimate_foreground_leaves_what_is_opaque_exercise07():
