@@ -432,6 +432,13 @@ def test_a_window_is_a_square_anywhere_in_its_picture():
         assert 26 < sides.min() < 31 and 38 < sides.max() <= 40, "0.7 to 1 of the short side"
 
 
+def test_the_smallest_window_is_never_enlarged(tmp_path):
+    path = picture(tmp_path / "p.png", (400, 300))
+    m = mlb.Mixer([], [], [(path, path)], 0, 32)
+    shape = m.pick(m.naturals, np.random.default_rng(0)).shape
+    assert shape[0] == 4 and 32 <= 0.7 * min(shape[1:]) < 64, shape
+
+
 def test_target_is_taken_before_light_blur_and_noise(tmp_path):
     (tmp_path / "m").mkdir()
     Image.new("L", (40, 40), 255).save(tmp_path / "m/1.png")
