@@ -432,6 +432,21 @@ def test_a_window_is_a_square_anywhere_in_its_picture():
         assert 26 < sides.min() < 31 and 38 < sides.max() <= 40, "0.7 to 1 of the short side"
 
 
+def test_few_photos_are_decoded_once_and_many_at_every_use(tmp_path, monkeypatch):
+    pair, most = (picture(tmp_path / "p.png"), disc(tmp_path / "m.png")), mlb.REMEMBERED
+    for a, b, c in ((most, 0, 0), (1, most - 2, 1), (most, 1, 0), (most, 0, 1), (0, most, 1)):
+        m = mlb.Mixer([pair] * a, [pair[0]] * b, [pair] * c, 0.5, 32)
+        assert m.few == (a + b + c <= most), (a, b, c)
+    decoded, read = [], mlb.read
+    monkeypatch.setattr(mlb, "read", lambda *a, **k: decoded.append(a) or read(*a, **k))
+    for count, expected in ((2, 2), (most + 1, 2 * 20)):
+        mlb.read_once.cache_clear()
+        decoded.clear()
+        for i in range(20):
+            mlb.Mixer([], [], [pair] * count, 0, 32)[i]
+        assert len(decoded) == expected, f"{count} photos: {len(decoded)} files decoded"
+
+
 def test_the_smallest_window_is_never_enlarged(tmp_path):
     path = picture(tmp_path / "p.png", (400, 300))
     m = mlb.Mixer([], [], [(path, path)], 0, 32)
@@ -488,8 +503,11 @@ def test_a_damaged_file_is_replaced_and_named(toy):
     for k in range(4):
         (toy / f"segmentation/image/{k}.jpg").write_bytes(b"")
     mlb.read_once.cache_clear()
+    m, draws = mixer(toy, 0), []
+    m.draw = lambda rng: draws.append(rng) or mlb.Mixer.draw(m, rng)
     with pytest.raises(mlb.UserError, match="ten damaged"):
-        mixer(toy, 0)[0]
+        m[0]
+    assert len(draws) == 10
 
 
 # ---------------------------------------------------------------- 2 Model
@@ -1149,6 +1167,7 @@ def test_end_to_end_takes_the_faster_kind_of_weights(monkeypatch):
             rows = mlb.bench_rows(net, frames, torch.device("cpu"))
             matte = (net(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)[0].sigmoid() * 255)
             equal = rows["end to end, uint8 to uint8"]() == matte.byte().numpy()
+            assert torch.equal(rows["+ torch.compile"](), rows["+ bf16 weights"]())
         assert equal.mean() > 0.99 if exact else equal.mean() < 0.9, equal.mean()
 
 
@@ -1451,6 +1470,9 @@ def test_compare_budget_trains_every_pair_of_numbers(toy, tmp_path, capsys):
     assert [lines[0].split("|")[k].strip() for k in (2, 3, 4)] == ["1 masks", "2 masks", "4 masks"]
     assert len(lines) == 4 and lines[2].startswith("| 1 mattes") and lines[3].startswith("| 3 ")
     scores = json.loads((out / "compare.json").read_text())["scores"]
+    means = [1000 * scores[f"1 mattes {masks} masks, 0"]["MSE"] for masks in (1, 2, 4)]
+    assert [cell.split("±")[0].strip() for cell in lines[2].split("|")[2:5]] == [
+        f"{mean:.1f}" for mean in means]
     assert len(scores) == 2 + 6 and Image.open(out / "budget.png").height > 150
 
 
