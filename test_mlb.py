@@ -432,6 +432,12 @@ def test_a_window_is_a_square_anywhere_in_its_picture():
         assert 26 < sides.min() < 31 and 38 < sides.max() <= 40, "0.7 to 1 of the short side"
 
 
+def test_a_cut_is_shrunk_by_averaging():
+    board = torch.from_numpy(np.indices((300, 300)).sum(0) % 2 * 255).byte().expand(4, -1, -1)
+    shown = mlb.Mixer([], [], [], 0, 32).cut(board, np.random.default_rng(0))
+    assert shown.shape == (4, 32, 32) and (abs(shown.float() - 127.5) < 9).all(), shown
+
+
 def test_few_photos_are_decoded_once_and_many_at_every_use(tmp_path, monkeypatch):
     pair, most = (picture(tmp_path / "p.png"), disc(tmp_path / "m.png")), mlb.REMEMBERED
     for a, b, c in ((most, 0, 0), (1, most - 2, 1), (most, 1, 0), (most, 0, 1), (0, most, 1)):
