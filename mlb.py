@@ -489,24 +489,23 @@ def laplacian_loss(prediction, target, levels=4):
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage: named 0-d terms and their "total", weighted by WEIGHTS.
 
-    All N×1×H×W; target, M or B, in [0, 1], boundary α in {0, 1}. Computed in fp32 under any
-    autocast: a mean over a million pixels and the logarithm of a small chance need its digits.
+    All N×1×H×W; target, M or B, in [0, 1], boundary α in {0, 1}. Computed in fp32, whatever the
+    logits are: a mean over a million pixels and the logarithm of a small chance need its digits.
     """
-    with torch.autocast(matte_logits.device.type, enabled=False):
-        # the two maps of a channels-last output interleave in memory: slow to read one by one
-        matte_logits = matte_logits.float().contiguous()
-        boundary_logits = boundary_logits.float().contiguous()
-        target, boundary = target.float(), boundary.float()
-        matte = matte_logits.sigmoid()
-        error = (matte - target).abs()
-        per_picture = (boundary * error).sum((1, 2, 3)) / boundary.sum((1, 2, 3)).clamp(min=1)
-        terms = {
-            "matte": F.binary_cross_entropy_with_logits(matte_logits, target),
-            "laplacian": laplacian_loss(matte, target),
-            "detail": per_picture.mean(),
-            "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary),
-        }
-        terms["total"] = sum(WEIGHTS[name] * term for name, term in terms.items())
+    # the two maps of a channels-last output interleave in memory: slow to read one by one
+    matte_logits = matte_logits.float().contiguous()
+    boundary_logits = boundary_logits.float().contiguous()
+    target, boundary = target.float(), boundary.float()
+    matte = matte_logits.sigmoid()
+    error = (matte - target).abs()
+    per_picture = (boundary * error).sum((1, 2, 3)) / boundary.sum((1, 2, 3)).clamp(min=1)
+    terms = {
+        "matte": F.binary_cross_entropy_with_logits(matte_logits, target),
+        "laplacian": laplacian_loss(matte, target),
+        "detail": per_picture.mean(),
+        "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary),
+    }
+    terms["total"] = sum(WEIGHTS[name] * term for name, term in terms.items())
     return terms
 
 
