@@ -698,9 +698,9 @@ def watch(steps, log=None, keep=None):
             kept = now
         if last or now - spoken > (0.2 if terminal else 10):
             rate, spoken = row["step"] / row["seconds"], now
-            left = (steps - row["step"]) / rate
+            left = round((steps - row["step"]) / rate)
             print(f"{row['stage']:<20} step {row['step']:>5}/{steps}  loss {row['total']:.4f}  "
-                  f"{rate:5.1f} steps/s  {left // 60:.0f}:{left % 60:02.0f} left  ",
+                  f"{rate:5.1f} steps/s  {left // 60}:{left % 60:02} left  ",
                   end="\r" if terminal and not last else "\n", flush=True)
     return observe
 

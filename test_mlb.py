@@ -832,6 +832,21 @@ def test_a_loading_process_leaves_ctrl_c_to_the_training_one():
         signal.signal(signal.SIGINT, before)
 
 
+def test_watch_tells_the_time_left_now_and_then_and_saves_rarely(capsys, monkeypatch):
+    """A step in 2 seconds: lines 10 seconds apart, checkpoints 30, and both at the end."""
+    now, kept = iter(range(0, 1000, 2)), []
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(now))
+        observe = mlb.watch(100, keep=kept.append)
+        for step in range(1, 101):
+            row = {"stage": "s", "step": step, "total": 0.5, "seconds": 2.0 * step}
+            observe(row, step == 100, lambda: step)
+    lines = capsys.readouterr().out.splitlines()
+    assert "step     6/100" in lines[0] and "0.5 steps/s  3:08 left" in lines[0], lines[0]
+    assert len(lines) == 17 and "0:00 left" in lines[-1]
+    assert kept == [16, 32, 48, 64, 80, 96, 100]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(toy):
     net = mlb.new_net(options(), torch.device("cpu"))
     torch.nn.init.constant_(net.head.bias, math.nan)
@@ -1120,6 +1135,9 @@ def test_bars_are_as_long_as_their_means():
     for k in range(2):
         inside = y[(y >= 28 + 26 * k) & (y < 54 + 26 * k)]
         assert abs(inside.mean() - (39 + 26 * k)) < 4, "a name stands beside its bar"
+    assert (y < 24).any(), "it says what it shows"
+    dark = np.nonzero(chart[65, 100:480].max(1) < 60)[0] + 100  # 20 ± 5, 15 pixels each
+    assert abs(dark.min() - 325) < 3 and abs(dark.max() - 475) < 3, "error bars"
 
 
 # ---------------------------------------------------------------- 7 Benchmark
