@@ -1589,6 +1589,9 @@ def test_bench_prints_a_row_for_each_step(weights_file, tmp_path, capsys, monkey
                for ms, p95, fps, _ in rows.values())
     assert rows["+ channels-last"][3] < 1e-4 and rows["+ batch norm folded"][3] < 1e-4
     assert rows["end to end, uint8 to uint8"][3] < 0.05
+    ms = rows["end to end, uint8 to uint8"][0]
+    assert re.findall(r"^\| 64x64 +\| +(\S+) \| +(\S+) \|$", said.out, re.M) == [
+        (f"{ms:.2f}", f"{1e6 * ms / 64 ** 2:.2f}")]
     net = mlb.MattingNet(8)
     flops = []  # two per multiplication, counted from the layers' shapes
     for module in net.modules():
