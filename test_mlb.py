@@ -775,6 +775,15 @@ def test_new_net_depends_on_its_seed_alone():
     assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
 
 
+def test_setup_chooses_where_nothing_is_said(monkeypatch):
+    o = options("--size", 64, "--batch", 2)
+    o.amp = "auto"
+    assert mlb.setup(o).type == "cpu" and o.amp == "off"
+    o.amp = "bf16"
+    mlb.setup(o)
+    assert o.amp == "bf16"
+
+
 def test_amp_is_the_precision_it_says_and_weights_stay_fp32(toy, monkeypatch):
     seen, loss = [], mlb.mlb_loss
     monkeypatch.setattr(mlb, "mlb_loss", lambda *given: seen.append(given) or loss(*given))
@@ -1102,6 +1111,7 @@ def test_table_and_contact_sheet(tmp_path):
     sheet = mlb.contact_sheet([(["one", "two"], [[red, torch.zeros(10, 10)]])], cell=50)
     assert sheet.size == (4 + 2 * 54, 4 + 22 + 54)
     assert sheet.getpixel((29, 51)) == (255, 0, 0) and sheet.getpixel((83, 51)) == (0, 0, 0)
+    assert sheet.getpixel((29, 74)) == (255, 0, 0) and sheet.getpixel((29, 24)) != (255, 0, 0)
     y, x = np.nonzero(np.asarray(sheet)[:26].min(2) < 128)
     assert abs(x[x < 56].mean() - 29) < 3 and abs(x[x >= 56].mean() - 83) < 3, "above its column"
     assert abs(y.mean() - 15) < 3
@@ -1138,6 +1148,7 @@ def test_bars_are_as_long_as_their_means():
     assert (y < 24).any(), "it says what it shows"
     dark = np.nonzero(chart[65, 100:480].max(1) < 60)[0] + 100  # 20 ± 5, 15 pixels each
     assert abs(dark.min() - 325) < 3 and abs(dark.max() - 475) < 3, "error bars"
+    assert (chart[56:74, 482:].max(2) < 100).any(), "the mean in figures"
 
 
 # ---------------------------------------------------------------- 7 Benchmark
