@@ -178,7 +178,7 @@ def read(path, label=False, short=0):
 
 
 def to_bytes(image):
-    """An RGB or L picture as a tensor of bytes, 3×H×W or 1×H×W."""
+    """An RGB, RGBA or L picture as a tensor of bytes, C×H×W; as in memory, channels last."""
     array = np.array(image)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
@@ -274,7 +274,7 @@ def degrade(image, rng):
         image = image.lerp(soft, rng.random())
     curve, tint = rng.uniform(-0.3, 0.3), rng.uniform(0.95, 1.05, (3, 1, 1))
     gain = torch.from_numpy(rng.uniform(0.85, 1.15) * tint).float()
-    image = gain * image * (1 + curve - curve * image)  # gamma, nearly, and quick
+    image = gain * image * (1 + curve - curve * image)  # a parabola: nearly gamma, quick
     if rng.random() < 0.3:
         noise = torch.from_numpy(rng.random(image.shape, np.float32))
         image += rng.uniform(0, 0.15) * (noise - 0.5)
@@ -932,7 +932,7 @@ def predict(net, photo, size=0):
     width, height = (round(scale * side) for side in photo.size)
     image = to_tensor(photo.resize((width, height), Image.BILINEAR))[None].to(device)
     image = F.pad(image, (0, -width % 32, 0, -height % 32), mode="replicate")
-    # not so here: photos differ in size, and each new one would be tried with all kernels
+    # benchmark off: photos differ in size, and cuDNN would try all its kernels on each new one
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
         found = torch.cat(maps(net, image.to(memory_format=torch.channels_last)), 1)
         found = found[..., :height, :width]
