@@ -28,6 +28,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import time
 import warnings
@@ -39,16 +40,18 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import distributed, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-
 class UserError(Exception):
     """What the user can put right: main says it in one line and exits with status 2."""
 
+def need(condition, text):
+    """Raises UserError where a condition does not hold; the text names the file and the way out."""
+    if not condition:
+        raise UserError(text)
 
 @functools.cache
 def note(text):
     """One line on standard error that is no error, said once by each process."""
     print("mlb: note: " + text.replace("\n", " "), file=sys.stderr, flush=True)
-
 
 # == 1  Data: pairs, decoding, compositing, augmentation, the dataset mixer ======================
 # A training sample is either a composite, made on the fly from a cut-out and any background, or a
@@ -62,13 +65,11 @@ SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's sho
 REMEMBERED = 160  # so few pictures are decoded once, more at every use
 warnings.filterwarnings("ignore", module="PIL")  # read says what matters
 
-
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast: α
     in [0, 1] is the matte here and B the background, as the field writes; section 3 writes as the
     paper does. F and B share a range."""
     return alpha * foreground + (1 - alpha) * background
-
 
 def pictures(folder):
     """Pictures below a folder, links followed, as {stem: path}; strays (._x.jpg) are skipped."""
@@ -76,129 +77,108 @@ def pictures(folder):
     for name in sorted(glob.glob("**", root_dir=folder, recursive=True)):
         path = pathlib.Path(folder, name)
         if path.suffix.lower() in FORMATS:
-            if path.stem in found:
-                raise UserError(f"{path}: of the same name as {found[path.stem]}; rename one")
-            found[path.stem] = path
-    if not found:
-        raise UserError(f"{folder}: no pictures there; --data needs the layout of data_sample")
+            other = found.setdefault(path.stem, path)
+            need(other == path, f"{path}: of the same name as {other}; rename one")
+    need(found, f"{folder}: no pictures there; --data needs the layout of data_sample")
     return found
 
-
 def pairs(images, labels):
-    """Pairs the pictures of two folders by file stem: [(image path, label path), ...]. Those without
-    a partner are left out and counted in a note; that none has one is an error."""
+    """Pairs the pictures of two folders by file stem: [(image path, label path), ...]. What has no
+    partner is left out and counted in a note; that nothing has one is an error."""
     first, second = pictures(images), pictures(labels)
+    need(first.keys() & second.keys(), f"{images}: no name of a picture stands in {labels} too")
     alone = [str((first | second)[stem]) for stem in sorted(first.keys() ^ second.keys())]
-    if len(alone) == len(first) + len(second):
-        raise UserError(f"{images}: no picture has a partner of the same name in {labels}")
     if alone:
         note(f"{len(alone)} pictures have no partner and are left out: {', '.join(alone[:3])} ...")
     return [(path, second[stem]) for stem, path in first.items() if stem in second]
-
 
 def read(path, label=False, short=0):
     """A picture file, upright: a photo as RGB; a label (matte or mask) as L, 255 for the person.
     short: the short side in pixels that is enough; then JPEG files decode at 1/2, 1/4 or 1/8.
     Raises UserError for what can't be decoded or understood, naming the file and the way out."""
-    if not os.path.isfile(path):  # a pipe would hang
-        raise UserError(f"{path}: no such file; give another one or take it out")
+    need(os.path.isfile(path), f"{path}: no such file; give another")  # a pipe would hang
     try:
         with Image.open(path, formats=tuple(FORMATS.values())) as image:
             if short:
                 image.draft(None, (short, short))
-            image.load()
             image = ImageOps.exif_transpose(image)
     except Exception as problem:  # decoders raise what they like on a damaged file
         raise UserError(f"{path}: can't be decoded ({problem}); replace it or take it out")
-    if min(image.size) < 16 or max(image.size) > 16 * min(image.size):
-        raise UserError(f"{path}: {image.width}x{image.height} pixels hold no person; take it out")
-    if image.mode[0] in "IF":
-        raise UserError(f"{path}: 16 or 32 bits a pixel; save it with 8")
-    if image.mode not in ("RGB", "RGBA"):
-        image.info.pop("icc_profile", None)  # of other colours than RGB
+    (low, high), mode = sorted(image.size), image.mode
+    need(16 <= low and high <= 16 * low, f"{path}: {low}x{high} pixels show no one; take it out")
+    need(mode[0] not in "IF", f"{path}: of 16 bits or more (mode {mode}); save it with 8")
     image = as_label(image, path) if label else image.convert("RGB")
-    return image.reduce(max(1, min(image.size) // short)) if short else image
-
+    return image.reduce(max(1, low // short)) if short else image
 
 def as_label(image, path):
     """A decoded label as L, 0 to 255; what could mean several things is refused, not guessed."""
     if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")  # AISegment keeps its mattes there
-    if image.mode in ("RGB", "RGBA") and not np.ptp(np.asarray(image)[..., :3], axis=2).any():
+    elif image.mode in ("RGB", "RGBA") and not np.ptp(np.asarray(image)[..., :3], axis=2).any():
         image = image.getchannel(0)
-    if image.mode not in ("L", "1"):
-        raise UserError(f"{path}: a label in colour or with a palette ({image.mode}); save it as "
-                        "8-bit grey, 0 for background and 255 for the person")
     most = image.convert("L").getextrema()[1]
-    if 1 < most < 128:
-        raise UserError(f"{path}: its brightest pixel is {most}: class numbers? save it with 0 for "
-                        "background and 255 for the person")
+    need(image.mode in ("L", "1") and (most < 2 or most > 127), f"{path}: colours, a palette or class "
+         f"numbers ({image.mode}, at most {most}); save it as 8-bit grey, 255 for the person")
     return image.convert("L").point(lambda value: 255 * value if most == 1 else value)
 
-
 def read_pair(photo, label=None, short=0):
-    """A photo as bytes H×W×3, see read; its label, if any, is the fourth channel, H×W×4.
-    Raises UserError where their aspects differ by over 2 %: they can't belong together."""
+    """A photo as bytes H×W×3, see read; its label, if any, is the fourth channel, H×W×4. Raises
+    UserError where their aspects differ by over 2 %: they can't belong together."""
     image = read(photo, short=short)
     if label:
         matte = read(label, True, short)
-        if abs(image.width * matte.height / (image.height * matte.width) - 1) > 0.02:
-            raise UserError(f"{label}: {matte.width}x{matte.height} pixels, but its partner {photo}"
-                            f" has {image.width}x{image.height}; mend or take out one of them")
+        aspects = matte.width / matte.height, image.width / image.height
+        need(abs(aspects[0] / aspects[1] - 1) <= 0.02, f"{label}: of {matte.width}x{matte.height} "
+             f"pixels, but {photo} of {image.width}x{image.height}; mend or take out one of them")
         image.putalpha(matte.resize(image.size))
     return np.array(image)
 
-
 read_once = functools.lru_cache(REMEMBERED)(read_pair)
-
 
 def degrade(image, rng):
     """A picture, bytes H×W×3, out of focus, under other light, with a sensor's noise; bytes."""
+    picture = Image.fromarray(image)
     if rng.random() < 0.3:
-        soft = ImageFilter.GaussianBlur(rng.uniform(0, 1.5))
-        image = np.asarray(Image.fromarray(image).filter(soft))
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
     tint, curve = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), rng.uniform(-0.3, 0.3)
-    x = np.linspace(0, 1, 256)
-    light = np.outer(255 * tint, x * (1 + curve - curve * x))  # nearly a gamma, by a parabola
-    image = np.stack([light[k].astype(np.float32)[image[..., k]] for k in range(3)], 2)
+    x = np.linspace(0, 1, 256)  # what a level becomes: nearly a gamma, by a parabola
+    light = np.outer(255 * tint, x * (1 + curve - curve * x)).round().clip(0, 255)
+    image = np.array(picture.point(light.ravel().astype(int).tolist()))
     if rng.random() < 0.3:
-        image += rng.uniform(0, 38) * (rng.random(image.shape, np.float32) - 0.5)
-    return image.round().clip(0, 255).astype(np.uint8)
-
+        noise = rng.uniform(0, 38) * (rng.random(image.shape, np.float32) - 0.5)
+        image = (image + noise).round().clip(0, 255).astype(np.uint8)
+    return image
 
 def clutter(background, rng):
-    """A background, bytes H×W×3, with shapes drawn on it: before plain ones a teacher learns that
-    whatever has an edge is a person, and whatever has hair."""
+    """A background, bytes H×W×3, 7 of 10 with shapes drawn on it: before plain ones a teacher learns
+    that whatever has an edge is a person, and whatever has hair."""
     picture = Image.fromarray(background)
     draw = ImageDraw.Draw(picture)
-    for _ in range(rng.integers(1, 8)):
+    for _ in range(rng.integers(1, 8) if rng.random() < 0.7 else 0):
         colour, kind = tuple(rng.integers(0, 256, 3).tolist()), rng.integers(4)
-        corner, size = picture.width * rng.uniform([[-0.2] * 2, [0.05] * 2], [[1] * 2, [0.6] * 2])
+        corner, size = picture.width * rng.uniform([[-0.2], [0.05]], [[1], [0.6]], (2, 2))
         if kind == 0:
-            draw.ellipse([*corner, *(corner + size)], colour)
+            draw.ellipse([*corner, *corner + size], colour)
         elif kind == 1:
-            draw.rectangle([*corner, *(corner + size)], colour)
+            draw.rectangle([*corner, *corner + size], colour)
         elif kind == 2:  # a twig
             points = corner + size * rng.random((rng.integers(3, 20), 2))
             draw.line(points.ravel().tolist(), colour, int(rng.integers(1, 4)))
         else:  # a ball of fur: 60 tips, and 60 points between them that reach less far
             angle, reach = np.linspace(0, 2 * np.pi, 120), rng.uniform(0.3, 60 * [0.4, 0.7])
-            points = corner + size * (0.5 + np.stack([reach * np.cos(angle), reach * np.sin(angle)], 1))
-            draw.polygon(points.ravel().tolist(), colour)
+            fur = 0.5 + np.stack([reach * np.cos(angle), reach * np.sin(angle)], 1)
+            draw.polygon((corner + size * fur).ravel().tolist(), colour)
     return np.asarray(picture)
-
 
 def hurried_mask(matte, rng):
     """A mask of 0 and 255 as a hurried annotator might click it, for a matte, bytes H×W: blurred,
     cut at a level that differs from place to place, at a lower resolution (our extension)."""
     size = matte.shape[::-1]
-    radius = rng.uniform(1, 6) * size[0] / 128
-    soft = Image.fromarray(matte).filter(ImageFilter.GaussianBlur(radius))
-    level = Image.fromarray(rng.integers(60, 230, (4, 4), np.uint8)).resize(size, Image.BICUBIC)
-    mask = Image.fromarray(np.uint8(255) * (np.asarray(soft) > np.asarray(level)))
-    mask = mask.reduce(int(rng.integers(1, 5))).resize(size, Image.BILINEAR)
-    return np.uint8(255) * (np.asarray(mask) > 127)
-
+    soft = ImageFilter.GaussianBlur(rng.uniform(0.5, 2) * size[0] / 128)
+    level = Image.fromarray(rng.integers(100, 240, (8, 8), np.uint8)).resize(size, Image.BICUBIC)
+    inside = np.asarray(Image.fromarray(matte).filter(soft)) > np.asarray(level)
+    mask = Image.fromarray(np.uint8(255) * inside).reduce(int(rng.integers(1, 4)))
+    return np.uint8(255) * (np.asarray(mask.resize(size, Image.BILINEAR)) > 127)
 
 class Mixer(torch.utils.data.Dataset):
     """The dataset mixer: composites (D_m) and natural photos (D_s), drawn at random without end.
@@ -216,9 +196,8 @@ class Mixer(torch.utils.data.Dataset):
         self.few = len(composites) + len(backgrounds) + len(naturals) <= REMEMBERED
 
     def __getitem__(self, i):
-        """-> {"image": 3×size×size, "target" (M or S) and "mask": 1×size×size, all bytes,
-        "natural": bool}. Another draw takes the place of a file that can't be used, and a note
-        names it; ten in a row raise UserError."""
+        """-> {"image": 3×size×size, "target" (M or S) and "mask": 1×size×size, all bytes, "natural"}.
+        Another draw takes the place of a file that can't be used; ten in a row raise UserError."""
         rng = np.random.default_rng((self.seed, i))
         for _ in range(10):
             try:
@@ -234,11 +213,9 @@ class Mixer(torch.utils.data.Dataset):
         pair = self.window(self.naturals if natural else self.composites, rng)
         image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
         if self.backgrounds and not natural:
-            background = self.window(self.backgrounds, rng)
-            if rng.random() < 0.7:
-                background = clutter(background, rng)
-            alpha = target[..., None] / np.float32(255)
-            image = composite(image, alpha, background).round().astype(np.uint8)
+            background = clutter(self.window(self.backgrounds, rng), rng)
+            image = composite(image, target[..., None] / np.float32(255), background)
+            image = image.round().astype(np.uint8)
         image = degrade(image, rng).transpose(2, 0, 1)
         mask = hurried_mask(target, rng) if self.guided and not natural else target
         return {"image": image, "target": target[None], "mask": mask[None], "natural": natural}
@@ -256,12 +233,9 @@ class Mixer(torch.utils.data.Dataset):
         shown = shown[0].permute(1, 2, 0).numpy()
         return np.ascontiguousarray(shown[:, ::-1] if rng.random() < 0.5 else shown)
 
-
 # == 2  Model: the compact real-time encoder-decoder =============================================
-# Speed is a matter of where the work is done: a layer at full resolution costs 16 times one of as
-# many channels at a quarter of it. So nothing is computed at full resolution but the first and the
-# last layer, and a matte is still predicted pixel by pixel.
-
+# A layer at full resolution costs 16 times one of as many channels at a quarter of it. So only the
+# first and the last layer see full resolution, and a matte is still predicted pixel by pixel.
 
 def conv(inputs, outputs, stride=1, size=3):
     """Convolution, batch norm, ReLU: N×inputs×H×W -> N×outputs×H/stride×W/stride. No bias: batch
@@ -270,16 +244,14 @@ def conv(inputs, outputs, stride=1, size=3):
         nn.Conv2d(inputs, outputs, size, stride, (size - stride + 1) // 2, bias=False),
         nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
-
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
 
-    The encoder halves the sides down to 1/32 while it widens; the decoder comes back up and adds
-    the encoder's maps. The stem turns 4×4 pixels into a cell, the head predicts a cell's pixels at
-    once. Yet 32 channels forget 16 colours, and hair is colour against colour: so the head also
-    says how a cell's matte follows each pixel's red, green and blue, the colour gate. It is the
-    guided filter's local linear model (He et al., ECCV 2010), learned.
-    guided (our extension): the network sees masks N×1×H×W as a fourth channel."""
+    The encoder halves the sides while it widens; the decoder comes back up and adds its maps. The
+    stem turns 4×4 pixels into a cell, the head predicts a cell's pixels at once. Yet 32 channels
+    forget 16 colours, and hair is colour against colour: so the head also says how a cell's matte
+    follows each pixel's red, green and blue, the colour gate. It is the guided filter's local
+    linear model (He et al., ECCV 2010), learned. guided: a fourth channel sees masks N×1×H×W."""
 
     def __init__(self, width=32, guided=False):
         super().__init__()
@@ -313,27 +285,22 @@ class MattingNet(nn.Module):
         boundary = F.pixel_shuffle(boundary, 2)                  # a region needs no more
         return F.pixel_shuffle(matte, 4), F.interpolate(boundary, scale_factor=2.0)
 
-
 # == 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte) =============
-# The field calls the matte α; in this section α is the boundary, as in the paper. A prime marks
-# what the teacher says of a photo: M_t is M′, alpha_t is α′. Read boundary_label and blend first:
-# they are the method. The loss serves teacher and student.
+# A prime marks what the teacher says of a photo: M_t is M′, alpha_t is α′. boundary_label and blend
+# are the method; the loss serves teacher and student.
 
 # matte: semantics; laplacian: edges at every scale; detail: the matte at the boundary alone
 WEIGHTS = {"matte": 1.0, "laplacian": 1.0, "detail": 1.0, "boundary": 1.0}
 
-
 def boundary_label(M, low=0.05, high=0.95):
     """The boundary α of a matte M: 1 where low < M < high, else 0 (the paper's boundary label).
-    M in [0, 1], of any shape; α has its shape and type. It says where detail is: hair, fur, blur."""
+    M in [0, 1], of any shape; α has its shape and type. It is where detail is: hair, fur, blur."""
     return ((M > low) & (M < high)).to(M.dtype)
-
 
 def blend(M_t, alpha_t, S):
     """The label B = α′·M′ + (1 − α′)·S: semantics from the segmentation, hair from the teacher.
     The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1]."""
     return alpha_t * M_t + (1 - alpha_t) * S
-
 
 def laplacian_loss(prediction, target, levels=4):
     """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale. As in Hou &
@@ -346,7 +313,6 @@ def laplacian_loss(prediction, target, levels=4):
         total = total + 2 ** level * fine.abs().mean()
         difference = coarse
     return total / levels
-
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage: named 0-d terms and their "total", weighted by WEIGHTS.
@@ -369,63 +335,44 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
     terms["total"] = sum(WEIGHTS[name] * term for name, term in terms.items())
     return terms
 
-
 # == 4  Training: a row is a training, and its file is its checkpoint and its result =============
 # `train` trains two of the rows below, `compare` all of them, seed by seed: one function does both.
 # Students of a seed share their first weights and their stream of samples: they differ in the share
 # of composites and in the labels of photos alone.
 
-ROWS = {  # name: (share of D_m in a batch, None for --mix; what photos of D_s are labelled with)
-    "teacher": (1.0, None),
-    "guided teacher": (1.0, None),
-    "segmentation only": (0.0, "S"),
-    "naive mix": (None, "S"),
-    "pseudo-labels": (None, "M′"),
-    "MLB": (None, "B"),
-    "MLB guided": (None, "B guided"),
-    "upper bound": (None, "true matte"),
-}
-TEACHERS = {"M′": "teacher", "B": "teacher", "B guided": "guided teacher"}  # whose label it is
+ROWS = {  # name: (share of D_m, None for --mix; what photos of D_s are labelled with; by whom)
+    "teacher": (1.0, None, None), "guided teacher": (1.0, None, None),
+    "segmentation only": (0.0, "S", None), "naive mix": (None, "S", None),
+    "pseudo-labels": (None, "M′", "teacher"), "MLB": (None, "B", "teacher"),
+    "MLB guided": (None, "B", "guided teacher"), "upper bound": (None, "true matte", None)}
 MAKES_A_RUN = ("data", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps", "lr",
                "mix", "amp", "compile")  # options with which alone a run goes on
 SAVE_SECONDS = 10  # between two checkpoints
 HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
 
-
 def open_data(o):
     """The data set of --data: lists of paths, by what they are for. Raises UserError for what is
     missing or does not fit, before any time is spent on training."""
     root = pathlib.Path(o.data)
-    backgrounds, truths = root / "matte/background", root / "segmentation/alpha"
+    masks = pairs(root / "segmentation/image", root / "segmentation/mask")[:o.masks or None]
     data = {"mattes": pairs(root / "matte/foreground", root / "matte/alpha")[:o.mattes or None],
-            "backgrounds": list(pictures(backgrounds).values()) if backgrounds.is_dir() else [],
-            "masks": pairs(root / "segmentation/image", root / "segmentation/mask"),
+            "backgrounds": [], "masks": masks, "true mattes": [],
             "tests": pairs(root / "test/image", root / "test/alpha")}
-    data["masks"] = data["masks"][:o.masks or None]
-    known = pictures(truths) if truths.is_dir() else {}
-    data["true mattes"] = [(*pair, known[pair[0].stem]) for pair in data["masks"]
-                           if pair[0].stem in known]
+    if (root / "matte/background").is_dir():
+        data["backgrounds"] = list(pictures(root / "matte/background").values())
+    if (root / "segmentation/alpha").is_dir():
+        truths = pictures(root / "segmentation/alpha")
+        data["true mattes"] = [(photo, truths[photo.stem]) for photo, _ in masks
+                               if photo.stem in truths]
     for pair in data["tests"]:  # a damaged one would spoil the end of a long run
         read_pair(*pair, short=o.size)
     return data
 
-
-def mixer_of(name, seed, o, data):
-    """The mixer of a row. Teachers draw from a stream of their own: a student must not see its
-    teacher's composites in the same order."""
-    mix, label = ROWS[name]
-    naturals = data["masks"]
-    if label == "true matte":
-        naturals = [(photo, truth) for photo, _, truth in data["true mattes"]]
-    return Mixer(data["mattes"], data["backgrounds"], naturals, o.mix if mix is None else mix,
-                 o.size, 2 * seed + ("teacher" in name), guided=name == "guided teacher")
-
-
-def train_step(net, batch, label, teacher, optimizer, scaler, half):
-    """Forward, backward and update on a batch of the mixer -> the loss terms, 0-d tensors.
-    label: what photos are labelled with, see ROWS, with the help of a teacher or of None. half: the
-    type that autocast computes in, or None. Composites keep their matte M."""
+def train_step(net, batch, label, teacher, optimizer, lr, scaler, half):
+    """Forward, backward and update on a batch of the mixer -> the loss terms as floats, a mean over
+    the ranks. label: what photos are labelled with, see ROWS, with the help of a teacher or None;
+    composites keep their matte M. half: the type that autocast computes in, or None."""
     device = next(net.parameters()).device
     image = batch["image"].to(device, memory_format=torch.channels_last, non_blocking=True) / 255
     target, mask = (batch[key].to(device, non_blocking=True) / 255 for key in ("target", "mask"))
@@ -437,18 +384,21 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
             target = torch.where(natural, photo_label, target)
         matte_logits, boundary_logits = net(image, mask)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary_label(target))
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     optimizer.zero_grad()
     scaler.scale(terms["total"]).backward()
     scaler.unscale_(optimizer)  # the clipping below is meant for the true gradients
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     scaler.step(optimizer)  # left out where fp16 overflowed; update then lowers the scale
     scaler.update()
-    return terms
+    values = torch.stack([term.detach() for term in terms.values()])
+    if RANKS > 1:
+        distributed.all_reduce(values)
+    return dict(zip(terms, (values / RANKS).tolist()))  # the one wait for the device in a step
 
-
-def fit(name, seed, o, data, path, teacher=None):
-    """Trains a row, or goes on with its file at path, to its last step -> its network, frozen."""
-    steps = o.teacher_steps if "teacher" in name else o.steps
+def begin(name, seed, o, path):
+    """A row's network, optimizer, scaler and log: new, or as its file at path has them."""
     torch.manual_seed(seed)
     net = MattingNet(o.width, guided=name == "guided teacher")
     net = net.to(o.device, memory_format=torch.channels_last)  # as tensor cores and oneDNN read it
@@ -457,133 +407,117 @@ def fit(name, seed, o, data, path, teacher=None):
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
     scaler = torch.amp.GradScaler(o.device, enabled=o.amp == "fp16")
-    log = []  # an entry a step: its length is the step
+    parts, log = {"net": net, "optimizer": optimizer, "scaler": scaler}, []
     if path.exists():
-        state = load(path)[0]
-        log = state["log"]
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        state, _ = load(path)
+        log = state["log"]  # an entry a step: its length is the step
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
+    return parts, log
+
+def fit(name, seed, o, data, path, teacher=None):
+    """Trains a row, or goes on with its file at path, to its last step -> its network, frozen."""
+    parts, log = begin(name, seed, o, path)
+    (mix, label, _), net, is_teacher = ROWS[name], parts["net"], "teacher" in name
+    steps = o.teacher_steps if is_teacher else o.steps
+    # teachers draw from another stream: a student must not see its teacher's composites in order
+    mixer = Mixer(data["mattes"], data["backgrounds"],
+                  data["true mattes" if label == "true matte" else "masks"],
+                  o.mix if mix is None else mix, o.size, 2 * seed + is_teacher, net.guided)
+    if RANK == 0 and not log:
+        draw_batch([mixer[k] for k in range(o.batch)], path.with_name("batch.png"))
+    shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
+    loader = torch.utils.data.DataLoader(mixer, batch_sampler=shares, num_workers=o.workers,
+                                         pin_memory=o.device != "cpu")
     model = nn.parallel.DistributedDataParallel(net) if RANKS > 1 else net
     model = torch.compile(model) if o.compile else model
     net.train()
-    shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
-    loader = torch.utils.data.DataLoader(mixer_of(name, seed, o, data), batch_sampler=shares,
-                                         num_workers=o.workers, pin_memory=o.device != "cpu")
     saved = clock = time.monotonic()
     for step, batch in enumerate(loader, len(log) + 1):
-        for group in optimizer.param_groups:  # up in 20 steps, then down a cosine
-            group["lr"] = o.lr * min(step / 20, (1 + math.cos(math.pi * (step - 1) / steps)) / 2)
-        terms = train_step(model, batch, ROWS[name][1], teacher, optimizer, scaler, HALF[o.amp])
-        terms = finite(terms, f"{name}, seed {seed}, step {step}")
-        log.append({**terms, "lr": group["lr"], "seconds": time.monotonic() - clock})
+        # up in 20 steps, then down a cosine
+        lr = o.lr * min(step / 20, (1 + math.cos(math.pi * (step - 1) / steps)) / 2)
+        terms = train_step(model, batch, label, teacher, parts["optimizer"], lr, parts["scaler"],
+                           HALF[o.amp])
+        need(math.isfinite(terms["total"]), f"{name}, seed {seed}, step {step}: the loss is not "
+             f"finite, {terms}; train again with a lower --lr or --amp off, in another --out")
+        log.append({**terms, "lr": lr, "seconds": time.monotonic() - clock})
         clock = time.monotonic()
         if RANK == 0 and (step == steps or clock - saved > SAVE_SECONDS):
-            save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "log": log,
-                  "scaler": scaler.state_dict(), "guided": net.guided, "options": made_with(o)}, path)
+            save(parts, log, o, path)
             left = round((steps - step) * np.mean([entry["seconds"] for entry in log[-50:]]))
             print(f"{name:17} seed {seed}  step {step:>5}/{steps}  loss {terms['total']:.4f}  "
                   f"{left // 60}:{left % 60:02} left", flush=True)
             saved = clock
     return net.eval().requires_grad_(False)
 
-
-def finite(terms, where):
-    """The loss terms as floats, averaged over the ranks: the one wait for the device in a step.
-    Raises UserError where one is not finite: nothing learned after it would count."""
-    values = torch.stack(list(terms.values())).detach()
-    if RANKS > 1:
-        distributed.all_reduce(values)
-    floats = dict(zip(terms, (values / RANKS).tolist()))
-    if not values.isfinite().all():
-        raise UserError(f"{where}: the loss is not finite, {floats}; train again with a lower --lr "
-                        "or --amp off, in another --out")
-    return floats
-
-
-def made_with(o):
-    """The options that make a run what it is, as its files keep them."""
-    return {name: getattr(o, name) for name in MAKES_A_RUN}
-
-
-def save(state, path):
+def save(parts, log, o, path):
     """Writes a row's file beside its place, then renames it, never half a file; its log as CSV."""
-    beside = path.with_suffix(".part")
-    torch.save(state, beside)
-    os.replace(beside, path)
-    lines = [state["log"][0], *(entry.values() for entry in state["log"])]
+    state = {key: part.state_dict() for key, part in parts.items()}
+    state |= {"log": log, "guided": parts["net"].guided,
+              "options": {name: getattr(o, name) for name in MAKES_A_RUN}}
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+    lines = [log[0], *(entry.values() for entry in log)]
     path.with_suffix(".csv").write_text("".join(f"{','.join(map(str, x))}\n" for x in lines))
-
 
 def load(path, device="cpu"):
     """A row's file -> (its dict, its network, frozen). A pickle from a stranger may run any code,
-    hence weights_only; a small file may claim to be wide, hence a network without memory first.
-    Raises UserError for what is missing, damaged or another's."""
-    if not os.path.isfile(path):  # a pipe would hang
-        raise UserError(f"{path}: no such file; give a row's file, such as runs/mlb/MLB.0.pt")
+    hence weights_only; a small file may claim to be wide, hence a network without memory first."""
+    need(os.path.isfile(path), f"'{path}': no such file; give a row's, as runs/mlb/MLB.0.pt")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):
             net = MattingNet(state["options"]["width"], state["guided"])
         net.load_state_dict(state["net"], assign=True)
-        sound = all(x.isfinite().all() for x in state["net"].values())
-        if not (sound and 32 <= state["options"]["size"] < 10 ** 5 and state["log"]):
-            raise ValueError("a weight or the size is no sound number")
+        need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5, "its size is none")
+        need(all(x.isfinite().all() for x in state["net"].values()), "a weight is not finite")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         raise UserError(f"{path}: not a whole file of this mlb.py ({str(problem)[:80]}); delete it "
                         "or take another --out or --weights")
     net = net.float().to(device, memory_format=torch.channels_last)
     return state, net.eval().requires_grad_(False)
 
-
 def check_out(o, out):
     """Refuses an --out that holds a run, but for --resume with the options it was made with."""
     for path in sorted(out.glob("*.pt")):
-        if not o.resume:
-            raise UserError(f"{out}: holds a run; go on with it by --resume or take another --out")
-        options = load(path)[0]["options"]
-        for name, value in made_with(o).items():
-            if options.get(name) != value:
-                raise UserError(f"{path}: made with --{name.replace('_', '-')} {options.get(name)},"
-                                f" not {value}; give its options or take another --out")
-
+        need(o.resume, f"{out}: holds a run; go on with it by --resume or take another --out")
+        for name, value in load(path)[0]["options"].items():
+            mine, option = getattr(o, name), name.replace("_", "-")
+            need(mine == value, f"{path}: made with --{option} {value}, not {mine}; give its "
+                                "options or take another --out")
 
 def train(o):
     """Trains a command's rows, seed by seed, and tells how good they are. Under torchrun every
     rank trains, and the first one does the rest."""
-    data, out = open_data(o), pathlib.Path(o.out)
+    data, out, scores, begun = open_data(o), pathlib.Path(o.out), {}, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     check_out(o, out)
-    seeds, names = [o.seed], ["guided teacher", "MLB guided"] if o.guide else ["teacher", "MLB"]
     if o.command == "compare":
         seeds = range(o.seeds)
         names = [name for name in ROWS if data["true mattes"] or name != "upper bound"]
+    else:
+        seeds = [o.seed]
+        names = ["guided teacher", "MLB guided"] if o.guide else ["teacher", "MLB"]
     if RANK == 0:
         print(o.device, *(f"{len(paths)} {kind}" for kind, paths in data.items()), sep=", ")
-        draw_batch([mixer_of(name, seeds[0], o, data) for name in (names[0], names[-1])], out)
-    scores, begun = {}, time.monotonic()
     for seed in seeds:
         nets = {}
         for name in names:
-            teacher = nets.get(TEACHERS.get(ROWS[name][1]))
+            teacher = nets.get(ROWS[name][2])
             nets[name] = fit(name, seed, o, data, out / f"{name}.{seed}.pt", teacher)
-            if RANKS > 1:
-                for buffer in nets[name].buffers():
-                    distributed.broadcast(buffer, 0)  # each rank's batch norm saw its own pictures
         if RANK == 0:
             for name, score in evaluate_rows(nets, o.size, data, out).items():
                 scores.setdefault(name, []).append(score)
             (out / "metrics.json").write_text(json.dumps(scores, indent=1) + "\n")
             (out / "table.md").write_text(table(scores) + "\n")
     if RANK == 0:
-        print(f"{table(scores)}\n{(time.monotonic() - begun) / 60:.1f} minutes. {out} holds a .pt "
-              "and a .csv of each row, metrics.json, table.md; look at labels.png and mattes.png")
-
+        minutes = (time.monotonic() - begun) / 60
+        print(f"{table(scores)}\n{minutes:.1f} minutes; look at labels.png, mattes.png in {out}")
 
 # == 5  Evaluation: the field's metrics, the boundary's MAD, tables and pictures =================
-# The definitions behind published tables, computed at the label's own size. Matting's claims live
-# in a few percent of the pixels, which MSE hardly sees: hence a MAD of the boundary alone.
+# Matting's claims live in a few percent of the pixels, which MSE hardly sees: hence a MAD of these.
 
+UNITS = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  # of tables
 
 def gradient(x):
     """|∇x| of an H×W array, H×W, by the first derivatives of a Gaussian with σ = 1.4 pixels: edges
@@ -594,12 +528,11 @@ def gradient(x):
     slope = t / 1.4 ** 2 * smooth
 
     def along(x, kernel):
-        """Correlates the columns with a kernel, mirroring at the border."""
-        rows = np.pad(x, ((6, 6), (0, 0)), mode="symmetric")
-        return sum(weight * rows[k:k + len(x)] for k, weight in enumerate(kernel))
+        """Correlates the columns with a kernel, which costs 6 pixels at either end."""
+        return sum(weight * x[k:len(x) - 12 + k] for k, weight in enumerate(kernel))
 
-    return np.hypot(along(along(x, slope).T, smooth).T, along(along(x, smooth).T, slope).T)
-
+    x = np.pad(x, 6, mode="symmetric")  # mirrored at the border
+    return np.hypot(along(along(x, slope).T, smooth), along(along(x, smooth).T, slope)).T
 
 def metrics(prediction, truth):
     """SAD, MSE, MAD and Grad of two H×W arrays in [0, 1], as P3M (Li et al. 2021) reports them:
@@ -611,31 +544,24 @@ def metrics(prediction, truth):
     error = np.abs(prediction - truth)
     near = torch.from_numpy((truth > 0.05) & (truth < 0.95)).float()
     near = F.max_pool2d(near[None], 5, 1, 2)[0].bool().numpy()
-    return {
-        "SAD": error.sum() / 1000,
-        "MSE": (error ** 2).mean(),
-        "MAD": error.mean(),
-        "Grad": ((gradient(prediction) - gradient(truth)) ** 2).sum() / 10,
-        "Boundary MAD": error[near].mean() if near.any() else math.nan,
-    }
-
+    return {"SAD": error.sum() / 1000, "MSE": (error ** 2).mean(), "MAD": error.mean(),
+            "Grad": ((gradient(prediction) - gradient(truth)) ** 2).sum() / 10,
+            "Boundary MAD": error[near].mean() if near.any() else math.nan}
 
 def to_picture(x):
     """A tensor 3×H×W or H×W in [0, 1] as an RGB or L picture."""
     array = (x.clamp(0, 1) * 255).round().byte().numpy()
     return Image.fromarray(array if array.ndim == 2 else array.transpose(1, 2, 0))
 
-
 def to_tensor(picture):
     """An RGB or L picture as a tensor 3×H×W or 1×H×W in [0, 1]."""
     array = np.array(picture, np.float32) / 255
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
-
 def predict(net, photo, size, mask=None):
     """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size, by a net trained at
-    size pixels; a guided one needs its mask, an L picture. Training pictures showed 0.85 of a photo's
-    short side on average: the whole one is scaled to size / 0.85, so that people are as large; the
+    size pixels; a guided one needs its mask, an L picture. Training pictures showed 0.85 of a short
+    side on average: the whole is scaled to size / 0.85, so that people are as large as then; the
     far edges are repeated up to multiples of 32."""
     scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)
     width, height = (round(scale * side) for side in photo.size)
@@ -648,53 +574,46 @@ def predict(net, photo, size, mask=None):
         maps = torch.cat(net(x[:, :3], x[:, 3:]), 1).float().sigmoid()[..., :height, :width]
         return F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
 
-
 def evaluate(items, mattes_of, path=None):
-    """{name: mean metrics} of the mattes {name: H×W} that mattes_of(item) makes of items, tuples
-    from a photo's path to its truth's; at path a sheet of the three items with most hair."""
+    """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of items,
+    (photo's path, truth's path). At path: a sheet of the three items with most hair."""
     scores, shown = {}, []
     for item in items:
-        truth, mattes = read(item[-1], True), mattes_of(item)
+        photo, truth = read(item[0]), read(item[1], True)
+        mattes = mattes_of(photo, item[0])
         for name, matte in mattes.items():
             scores.setdefault(name, []).append(metrics(matte, to_tensor(truth)[0]))
-        shown.append((*hair(truth), item, [*map(to_picture, mattes.values()), truth]))
-        shown = sorted(shown, key=lambda entry: -entry[0])[:3]
+        hair = boundary_label(to_tensor(truth)).mean().item()
+        shown.append((hair, [photo, *map(to_picture, mattes.values()), truth]))
+        shown = sorted(shown, key=lambda entry: entry[0], reverse=True)[:3]
     if path:
-        rows = [row for _, box, item, mattes in shown for row in close_ups(read(item[0]), mattes, box)]
+        rows = [row for _, pictures in shown for row in close_ups(pictures)]
         sheet(["photo", *scores, "truth"], rows, path)
-    # a picture without a boundary does not count for the boundary's MAD
-    return {name: {metric: float(np.nanmean([score[metric] for score in found])) for metric in UNITS}
-            for name, found in scores.items()}
-
+    return {name: {metric: float(np.nanmean([score[metric] for score in found]))
+                   for metric in UNITS} for name, found in scores.items()}
 
 def evaluate_rows(nets, size, data, out):
-    """{row: mean metrics} of the networks on the test pictures and of the labels of D_s, where their
-    truth is known; draws mattes.png and labels.png. A guided teacher has no masks of test pictures:
-    its labels speak for it."""
-    def mattes_of(item):
-        """{row: matte} of a test picture."""
-        return {name: predict(net, read(item[0]), size)[0] for name, net in nets.items()
-                if not net.guided}
+    """{row: mean metrics} of networks on the test pictures, and of the labels of D_s whose truth is
+    known; draws mattes.png, labels.png. Test pictures have no masks: no row for guided teachers."""
+    seeing, masks = {name: net for name, net in nets.items() if not net.guided}, dict(data["masks"])
 
-    def labels_of(item):
-        """S of a photo, and what the teachers make of it."""
-        photo, mask = read(item[0]), read(item[1], True)
+    def labels_of(photo, path):
+        """S of a photo of D_s, and what the teachers make of it."""
+        mask = read(masks[path], True)
         labels = {"S": to_tensor(mask)[0]}
         for name, suffix in (("teacher", ""), ("guided teacher", " guided")):
             if name in nets:
                 M_t, alpha_t = predict(nets[name], photo, size, mask if suffix else None)
-                labels.update({f"M′{suffix}": M_t, f"α′{suffix}": alpha_t,
-                               f"B{suffix}": blend(M_t, alpha_t, labels["S"])})
+                B = blend(M_t, alpha_t, labels["S"])
+                labels |= {f"M′{suffix}": M_t, f"α′{suffix}": alpha_t, f"B{suffix}": B}
         return labels
 
-    scores = evaluate(data["tests"], mattes_of, out / "mattes.png")
+    scores = evaluate(data["tests"], lambda photo, _: {
+        name: predict(net, photo, size)[0] for name, net in seeing.items()}, out / "mattes.png")
+    # on data without true mattes the picture shows the masks in their place
     labels = evaluate(data["true mattes"] or data["masks"][:3], labels_of, out / "labels.png")
-    known = [kind for kind in ("S", *TEACHERS) if kind in labels and data["true mattes"]]
-    return scores | {f"labels {kind}": labels[kind] for kind in known}
-
-
-UNITS = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  # of tables
-
+    kinds = ("S", "M′", "B", "B guided") if data["true mattes"] else ()
+    return scores | {f"labels {kind}": labels[kind] for kind in kinds if kind in labels}
 
 def table(scores):
     """{row: [metrics, one per seed]} as a Markdown table: mean ± standard deviation (n − 1)."""
@@ -709,67 +628,51 @@ def table(scores):
     return "\n".join(f"| {row:17} | {' | '.join(f'{cell:>16}' for cell in cells)} |"
                      for row, *cells in lines)
 
-
-def hair(truth):
-    """Where a matte, an L picture, has most boundary: (its share there, box of 56×56 pixels)."""
-    side = min(56, *truth.size)
-    share = F.avg_pool2d(boundary_label(to_tensor(truth)), side, 1)[0]
+def close_ups(pictures):
+    """Three rows of a sheet: a photo, its mattes and, last, the truth, whole; the 56×56 pixels with
+    most boundary, four times as large; the error |matte − truth| there."""
+    alpha, side = boundary_label(to_tensor(pictures[-1])), min(56, *pictures[-1].size)
+    share = F.avg_pool2d(alpha, side, 1)[0]
     top, left = divmod(share.argmax().item(), share.shape[1])
-    return share.max().item(), (left, top, left + side, top + side)
-
-
-def close_ups(photo, mattes, box):
-    """Three rows of a sheet: photo, mattes and, last of them, truth as a whole; the box enlarged
-    four times; the error |matte − truth| in it."""
-    crops = [x.crop(box).resize((224, 224), Image.NEAREST) for x in (photo, *mattes)]
+    box = left, top, left + side, top + side
+    crops = [x.crop(box).resize((224, 224), Image.NEAREST) for x in pictures]
     errors = [ImageChops.difference(x, crops[-1]) for x in crops[1:-1]]
-    return [[ImageOps.contain(x, (112, 112)) for x in (photo, *mattes)], crops,
+    return [[ImageOps.contain(x, (112, 112)) for x in pictures], crops,
             [Image.new("L", (224, 224), 255), *errors]]
 
-
 def sheet(titles, rows, path):
-    """Saves rows of pictures under titles; 7 cells of 224 pixels are 1,600 wide, for a projector."""
+    """Saves rows of pictures under titles: 7 cells of 224 pixels are 1,600 wide, as projectors."""
     page, y = Image.new("RGB", (len(titles) * 228 + 4, 10 ** 4), "white"), 34
     for k, title in enumerate(titles):
         title = title.replace("′", "'").replace("α'", "boundary")  # what the font has
-        font, place = ImageFont.load_default(20), (228 * k + 116, 18)
-        ImageDraw.Draw(page).text(place, title, "black", font, anchor="mm")
+        ImageDraw.Draw(page).text((228 * k + 116, 18), title, "black", ImageFont.load_default(20),
+                                  anchor="mm")
     for row in rows:
         for k, picture in enumerate(row):
             page.paste(picture, (228 * k + 4, y))
         y += max(picture.height for picture in row) + 4
     page.crop((0, 0, page.width, y)).save(path)
 
+def draw_batch(samples, path):
+    """A sheet of samples of the mixer, as a network will see them."""
+    sheet(["image", "target", "mask"], [[Image.fromarray(layer) for layer in (
+        sample["image"].transpose(1, 2, 0), sample["target"][0], sample["mask"][0])]
+        for sample in samples], path)
 
-def draw_batch(mixers, out):
-    """batch.png: the first samples of some mixers, as the networks will see them."""
-    rows = []
-    for mixer in mixers:
-        for sample in (mixer[k] for k in range(4)):
-            image = sample["image"].transpose(1, 2, 0)
-            rows.append([Image.fromarray(x) for x in (image, sample["target"][0], sample["mask"][0])])
-    sheet(["image", "target", "mask"], rows, out / "batch.png")
-
-
-def student_of(o):
+def trained_net(o):
     """The network of --weights, and the size it sees: that of --size or of its training."""
     state, net = load(o.weights, o.device)
-    if net.guided:
-        raise UserError(f"{o.weights}: a guided teacher needs masks; give another row's file")
+    need(not net.guided, f"{o.weights}: a guided teacher needs masks; give another row's file")
     return net, o.size or state["options"]["size"]
-
 
 def print_metrics(o):
     """Prints the metrics of trained weights on the test pictures of --data."""
-    (net, size), test = student_of(o), pathlib.Path(o.data, "test")
+    (net, size), test = trained_net(o), pathlib.Path(o.data, "test")
     scores = evaluate(pairs(test / "image", test / "alpha"),
-                      lambda item: {"": predict(net, read(item[0]), size)[0]})
+                      lambda photo, _: {"": predict(net, photo, size)[0]})
     print(table({pathlib.Path(o.weights).stem: [scores[""]]}))
 
-
 # == 6  Benchmark: frames per second, and what each step towards them buys =======================
-# Rows are timed in turn, so that a slow moment of the machine hits all of them.
-
 
 def fold(net):
     """A copy with each batch norm folded into the convolution before it, the same function: in eval
@@ -780,7 +683,6 @@ def fold(net):
             block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
     return net
 
-
 def seconds_of(run, device):
     """Seconds that a call takes. CUDA kernels run on after the launch: the clock waits for them."""
     wait = time.perf_counter if device == "cpu" else torch.cuda.synchronize
@@ -790,54 +692,47 @@ def seconds_of(run, device):
     wait()
     return time.perf_counter() - begun
 
-
 @torch.no_grad()
 def bench(o):
-    """Times a ladder of networks on one frame, then bytes to bytes with the fastest of them. The
-    difference is the largest change of the matte against fp32: give trained weights for it."""
-    net = student_of(o)[0] if o.weights else MattingNet(o.width).eval()
-    net = net.to(o.device, memory_format=torch.channels_last)
-    frame = torch.randint(256, (1, 3, o.size, o.size), dtype=torch.uint8)
-    frame = frame.contiguous(memory_format=torch.channels_last)  # as cameras give it
+    """Times a ladder of networks in turn, so that a slow moment of the machine hits all, then bytes
+    to bytes with the fastest. The difference is the matte's largest change against fp32."""
+    net = trained_net(o)[0] if o.weights else MattingNet(o.width).eval().to(o.device)
+    frame = torch.randint(256, (1, o.size, o.size, 3), dtype=torch.uint8)  # as cameras give it
+    x = frame.to(o.device).permute(0, 3, 1, 2) / 255
     half = torch.bfloat16 if o.device == "cpu" else torch.float16
-    plain, folded = copy.deepcopy(net).to(memory_format=torch.contiguous_format), fold(net)
-    light, x = copy.deepcopy(folded).to(half), frame.to(o.device) / 255
-    rows = {"fp32": (plain, x.contiguous()), "+ channels-last": (net, x),
-            "+ batch norm folded": (folded, x), "+ TF32": (folded, x),
-            f"+ {half} weights"[8:]: (light, x.to(half))}
-    if o.device == "cpu":
-        del rows["+ TF32"]
+    rows = {"fp32": (copy.deepcopy(net).to(memory_format=torch.contiguous_format), x.contiguous())}
+    net = net.to(memory_format=torch.channels_last)
+    folded, light = fold(net), fold(net).to(half)
+    rows |= {"+ channels-last": (net, x), "+ batch norm folded": (folded, x)}
+    if o.device != "cpu":
+        rows["+ TF32"] = folded, x
+    rows["+ 16-bit weights"] = light, x.to(half)  # bf16, on CUDA fp16
     if o.compile:  # on CUDA this records a graph: no Python between the kernels
         rows["+ torch.compile"] = torch.compile(light, mode="reduce-overhead"), x.to(half)
-    times = {row: [] for row in rows}
+    times = {row: [] for row in [*rows, "end to end, in bytes"]}
     for _ in range(40):
         for row, (run, x) in rows.items():
             torch.backends.cudnn.conv.fp32_precision = "tf32" if "TF32" in row else "ieee"
             times[row].append(seconds_of(lambda: run(x), o.device))
-    run, x = rows[min(times, key=lambda row: np.median(times[row]))]
+    fastest, like = rows[min(rows, key=lambda row: np.median(times[row]))]
 
-    def end_to_end(frame):
-        """What a video call pays for, by the fastest network: bytes in, bytes out."""
-        logits, _ = run(frame.to(o.device).to(x.dtype) / 255)
+    def end_to_end():
+        """What a video call pays for: bytes in, bytes out."""
+        logits, _ = fastest(frame.to(o.device).permute(0, 3, 1, 2).to(like.dtype) / 255)
         return (255 * logits.float().sigmoid()).round().byte().cpu()
 
-    times["end to end, in bytes"] = [seconds_of(lambda: end_to_end(frame), o.device)
-                                     for _ in range(40)]
     mattes = {row: run(x)[0].float().sigmoid().cpu() for row, (run, x) in rows.items()}
-    mattes["end to end, in bytes"] = end_to_end(frame) / 255
-    print(f"{o.device}, torch {torch.__version__}, {o.size}x{o.size}, batch 1\n\n"
-          "|                      |     ms |    FPS | difference |\n"
-          "| -------------------- | -----: | -----: | ---------: |")
+    mattes["end to end, in bytes"] = end_to_end() / 255
+    times["end to end, in bytes"] = [seconds_of(end_to_end, o.device) for _ in range(40)]
+    print(f"{o.device}, torch {torch.__version__}, {o.size}x{o.size} pixels, batch 1")
     for row, seconds in times.items():
         ms = 1000 * np.median(seconds[4:])  # warm by then
-        difference = (mattes[row] - mattes["fp32"]).abs().max().item()
-        print(f"| {row:20} | {ms:6.2f} | {1000 / ms:6.1f} | {difference:10.4f} |")
-
+        difference = (mattes[row] - mattes["fp32"]).abs().max()
+        print(f"{row:20} {ms:8.2f} ms {1000 / ms:8.1f} FPS   difference {difference:.4f}")
 
 # == 7  Matting: a person cut out of one's own photo =============================================
 # A matte alone is not enough: a strand's pixel holds the colour of hair and of the old background.
 # Put on a new one it shows a halo, unless the foreground's own colour is estimated.
-
 
 def blur(x, radius):
     """Box blur of C×H×W by radius pixels, on a grid of three cells to a radius. At the edges the
@@ -847,12 +742,11 @@ def blur(x, radius):
     x = F.avg_pool2d(x[None], 7, 1, 3, count_include_pad=False)
     return F.interpolate(x, size, mode="bilinear")[0]
 
-
 def estimate_foreground(image, alpha):
     """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
-    A composite of F shows no halo of the old background. Forte: Approximate Fast Foreground Colour
-    Estimation (ICIP 2021): F and B are blurred, each by its share of a pixel; what their composite
-    leaves unexplained of the image, alpha gives to F; first with a wide blur, then a narrow one."""
+    A composite of F shows no halo. Forte: Approximate Fast Foreground Colour Estimation (ICIP 2021):
+    F and B are blurred, each by its share of a pixel, widely, then narrowly; what their composite
+    leaves unexplained of the image, alpha gives to F."""
     foreground = background = image
     for radius in (90, 6):
         share = blur(alpha, radius)
@@ -862,152 +756,114 @@ def estimate_foreground(image, alpha):
         foreground = foreground.clip(0, 1)
     return foreground
 
-
-def cut_out(net, photo, size):
-    """An RGB picture as RGBA: alpha by net, see predict, with the colours of the person alone. They
-    are smooth where alpha is not 1: large photos get them from a coarse grid, to save gigabytes."""
-    alpha = to_picture(predict(net, photo, size)[0])
-    coarse = max(1, min(photo.size) // 512)
-    colours = estimate_foreground(*(to_tensor(x.reduce(coarse)) for x in (photo, alpha)))
-    cutout = to_picture(colours).resize(photo.size, Image.BILINEAR)
-    cutout.paste(photo, mask=alpha.point(lambda value: 255 * (value == 255)))
-    cutout.putalpha(alpha)
-    return cutout
-
-
 def matte(o):
-    """Cuts the person out of photos and folders of them: OUT/NAME.png. What fails is named, and the
-    rest go on; no photo is written over."""
-    (net, size), out, failed = student_of(o), pathlib.Path(o.out), 0
-    given = [pathlib.Path(path) for path in o.photos]
-    if out.resolve() in [(p if p.is_dir() else p.parent).resolve() for p in given]:
-        raise UserError(f"{out}: holds one of the photos; take another --out")
+    """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the colours of
+    the person alone. What fails is named, and the rest go on; no photo is written over."""
+    (net, size), out, failed = trained_net(o), pathlib.Path(o.out), 0
     out.mkdir(parents=True, exist_ok=True)
-    for place in given:
+    for place in map(pathlib.Path, o.photos):
         try:
             for path in pictures(place).values() if place.is_dir() else [place]:
-                photo, name = read(path), out / f"{path.stem}.png"
-                profile = photo.info.get("icc_profile")
-                cut_out(net, photo, size).save(name, compress_level=1, icc_profile=profile)
-                print(name, flush=True)
+                need(path.parent.resolve() != out.resolve(), f"{path}: lies in --out; take another")
+                photo = read(path)
+                alpha = to_picture(predict(net, photo, size)[0])
+                # colours are smooth where alpha is not 1: a coarse grid of them saves gigabytes
+                coarse = max(1, min(photo.size) // 512)
+                small = (to_tensor(x.reduce(coarse)) for x in (photo, alpha))
+                cutout = to_picture(estimate_foreground(*small)).resize(photo.size)
+                cutout.paste(photo, mask=alpha.point(lambda value: 255 * (value == 255)))
+                cutout.putalpha(alpha)
+                cutout.save(out / f"{path.stem}.png", compress_level=1)
+                print(out / f"{path.stem}.png", flush=True)
         except Exception as problem:
             complain(problem)
             failed += 1
-    if failed:
-        raise UserError(f"{failed} of {len(given)} failed, see above; the rest is in {out}")
-
+    need(not failed, f"{failed} of {len(o.photos)} failed, see above; the rest is in {out}")
 
 # == 8  Command line =============================================================================
 
-OPTIONS = {  # name: (default, the least that makes sense, help)
-    "data": (str(pathlib.Path(__file__).with_name("data_sample")), None, "folder of the data set"),
-    "out": ("runs/mlb", None, "folder for all that is written"),
-    "weights": ("", None, "a row's file, such as runs/mlb/MLB.0.pt"),
-    "mattes": (0, 0, "take so many of the mattes of D_m; 0: all"),
-    "masks": (0, 0, "take so many of the masks of D_s; 0: all"),
-    "size": (128, 0, "side of a training picture in pixels, a multiple of 32"),
-    "width": (32, 1, "channels of the network's first stage"),
-    "batch": (8, 1, "pictures in a step, over all ranks"),
-    "teacher_steps": (2000, 1, "steps of a teacher"),
-    "steps": (2600, 1, "steps of a student"),
-    "lr": (4e-3, 0, "highest learning rate"),
-    "mix": (0.25, 0, "share of composites in a student's batches, 0 to 1"),
-    "seed": (0, 0, "of everything random"),
-    "seeds": (3, 1, "how many seeds, from 0"),
-    "guide": (False, None, "our extension: a teacher that sees the mask, and its student"),
-    "amp": ("auto", None, "precision: off, bf16, fp16 or auto (fp16 on CUDA, else off)"),
-    "workers": (0, 0, "processes that load data"),
-    "compile": (False, None, "torch.compile the network"),
-    "resume": (False, None, "go on with the run in --out; begin it where there is none"),
-    "device": ("auto", None, "auto, cpu, cuda or one of several GPUs, as cuda:1"),
-}
-SHARED = "data out mattes masks size width batch teacher_steps steps lr mix amp workers compile"
-COMMANDS = {  # name: (function, what it does, its options, defaults of its own)
-    "train": (train, "train a teacher and its student", f"{SHARED} resume seed guide device", {}),
-    "compare": (train, "does the blending help? train every row of the table, over seeds",
-                f"{SHARED} resume seeds device", {"out": "runs/compare"}),
-    "eval": (print_metrics, "the metrics of trained weights on the test pictures",
-             "weights data size device", {"size": 0}),
-    "bench": (bench, "frames per second, and what each step towards them buys",
-              "weights size width compile device", {"size": 512}),
-    "matte": (matte, "cut the person out of photos, or of folders of them",
-              "weights out size device", {"out": "cutouts", "size": 0}),
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but its errors are one line, as all of this program's."""
-
-    def error(self, message):
-        """Called by argparse with what is wrong."""
-        raise UserError(f"{message}; see {self.prog} --help")
-
+COMMANDS = {"train": (train, "train a teacher and its student"),
+            "compare": (train, "does the blending help? train every row of the table, over seeds"),
+            "eval": (print_metrics, "the metrics of trained weights on the test pictures"),
+            "bench": (bench, "frames per second, and what each step towards them buys"),
+            "matte": (matte, "cut the person out of photos, or of folders of them")}
+OPTIONS = [  # (option, the commands that have it by their initials, default, help)
+    ("data", "tce", str(pathlib.Path(__file__).with_name("data_sample")), "folder of the data set"),
+    ("out", "t", "runs/mlb", "folder for all that is written"),
+    ("out", "c", "runs/compare", "folder for all that is written"),
+    ("out", "m", "cutouts", "folder for the pictures"),
+    ("weights", "ebm", "", "a row's file, such as runs/mlb/MLB.0.pt"),
+    ("mattes", "tc", 0, "take so many of the mattes of D_m; 0: all"),
+    ("masks", "tc", 0, "take so many of the masks of D_s; 0: all"),
+    ("size", "tc", 128, "side of a training picture in pixels, a multiple of 32"),
+    ("size", "b", 512, "side of a frame in pixels, a multiple of 32"),
+    ("size", "em", 0, "side of the pictures it was trained on; 0: as its file says"),
+    ("width", "tcb", 32, "channels of the network's first stage"),
+    ("batch", "tc", 8, "pictures in a step, over all ranks"),
+    ("teacher-steps", "tc", 2200, "steps of a teacher"),
+    ("steps", "tc", 1800, "steps of a student"),
+    ("lr", "tc", 4e-3, "highest learning rate"),
+    ("mix", "tc", 0.25, "share of composites in a student's batches, 0 to 1"),
+    ("seed", "t", 0, "of everything random"),
+    ("seeds", "c", 3, "how many seeds, from 0"),
+    ("guide", "t", False, "our extension: a teacher that sees the mask, and its student"),
+    ("amp", "tc", "auto", "precision: off, bf16, fp16 or auto (fp16 on CUDA, else off)"),
+    ("workers", "tc", 0, "processes that load data"),
+    ("compile", "tcb", False, "torch.compile the network"),
+    ("resume", "tc", False, "go on with the run in --out; begin it where there is none"),
+    ("device", "tcebm", "auto", "auto, cpu, cuda or one of several GPUs, as cuda:1"),
+]
 
 def parse(argv):
     """The options of a command line, as the tables above have them."""
-    parser = Parser(prog="mlb.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    one_line = {"prog": "mlb", "usage": argparse.SUPPRESS, "allow_abbrev": False}  # of error
+    parser = argparse.ArgumentParser(description=__doc__, **one_line,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command, (_, what, names, defaults) in COMMANDS.items():
-        p = commands.add_parser(command, help=what, description=what, allow_abbrev=False,
+    for command, (_, what) in COMMANDS.items():
+        p = commands.add_parser(command, help=what, description=what, **one_line,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         if command == "matte":
             p.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo or a folder of them")
-        for name in names.split():
-            default, _, text = OPTIONS[name]
-            default, flag = defaults.get(name, default), f"--{name.replace('_', '-')}"
-            if default is False:
-                p.add_argument(flag, action="store_true", help=text)
-            else:
-                p.add_argument(flag, type=type(default), default=default, help=text,
-                               required=name == "weights" and command != "bench")
+        for option, initials, default, text in OPTIONS:
+            if command[0] in initials:
+                kind = {"action": "store_true"} if default is False else {"type": type(default)}
+                p.add_argument(f"--{option}", default=default, help=text, **kind)
     return parser.parse_args(argv)
-
 
 def check(o):
     """Refuses options that make no sense, and settles what "auto" left to us."""
     for name, value in vars(o).items():
-        _, least, text = OPTIONS.get(name, (None, None, ""))
-        if least is not None and not least <= value < 2 ** 31 or name == "mix" and value > 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: makes no sense; {text}")
-    if o.command in ("train", "compare", "bench") and (o.size % 32 or not o.size):
-        raise UserError(f"--size {o.size}: the network takes multiples of 32")
-    if hasattr(o, "batch") and (o.batch % RANKS or o.batch // RANKS * o.size == 32):
-        raise UserError(f"--batch {o.batch}: take a multiple of the {RANKS} ranks, and over one "
-                        "picture of 32 pixels each: batch norm can't learn from a single cell")
-    if o.device.rstrip("0123456789") not in ("auto", "cpu", "cuda", "cuda:"):
-        raise UserError(f"--device {o.device}: take auto, cpu, cuda or cuda:1")
+        least = name in ("width", "batch", "teacher_steps", "steps", "seeds")
+        need(not isinstance(value, (int, float)) or least <= value < (2 if name == "mix" else 2e9),
+             f"--{name.replace('_', '-')} {value}: makes no sense, see --help")
+    need(o.command in ("eval", "matte") or o.size and o.size % 32 == 0,
+         f"--size {o.size}: the network takes multiples of 32")
+    share, rest = divmod(getattr(o, "batch", 2 * RANKS), RANKS)  # batch norm needs two cells
+    need(not rest and share * o.size != 32, f"--batch: take a multiple of {RANKS}, 2 or more each")
+    need(vars(o).get("amp", "off") in ("auto", *HALF), "--amp: take auto, off, bf16 or fp16")
+    need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", o.device), f"--device {o.device}: see --help")
     if o.device == "auto":
         o.device = "cuda" if torch.cuda.is_available() else "cpu"
     if o.device == "cuda":
         o.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun gives each rank a GPU
-    if getattr(o, "amp", "off") == "auto":
+    if getattr(o, "amp", "") == "auto":
         o.amp = "off" if o.device == "cpu" else "fp16"
-    if getattr(o, "amp", "off") not in HALF:
-        raise UserError(f"--amp {o.amp}: take auto, off, bf16 or fp16")
-    try:
-        torch.zeros(1, device=o.device) + 1  # a kernel: not every wheel has those of every GPU
-    except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"--device {o.device}: can't compute ({str(problem).splitlines()[0]}); take "
-                        "cpu, or the wheel for your GPU, see README")
-
-
-WAYS_OUT = {"memory": "out of memory; lower --batch or --size",  # by a sign in the error's text
-            "dynamo": "--compile needs a C++ compiler, on CUDA Triton; leave it out",
-            "inductor": "--compile needs a C++ compiler, on CUDA Triton; leave it out",
-            "StreamWriter": "a file can't be written; make room, then go on by --resume"}
-
+    torch.zeros(1, device=o.device) + 1  # a kernel: not every wheel has those of every GPU
 
 def complain(problem):
-    """What the user can put right as one line on standard error; our bugs are raised again."""
-    text = str(problem).rsplit("UserError: ", 1)[-1].strip()  # a worker adds its traceback
+    """What the user can put right as one line on standard error; a bug of ours is raised again."""
+    text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)} {problem}"
     if not isinstance(problem, (UserError, OSError)):
-        signs = [sign for sign in WAYS_OUT if sign in f"{type(problem)} {problem}".lower()]
-        if not signs:
+        if "memory" in kind:
+            text = "out of memory; lower --batch or --size"
+        elif "dynamo" in kind or "inductor" in kind:
+            text = "--compile needs a C++ compiler, on CUDA Triton; leave it out"
+        elif "CUDA" in kind or "StreamWriter" in kind:  # no such device; torch.save, on a full disk
+            text = f"{text.splitlines()[0]}; see README on GPUs, or make room on the disk"
+        else:
             raise problem
-        text = WAYS_OUT[signs[0]]
-    print("mlb: error: " + text.replace("\n", " "), file=sys.stderr, flush=True)
-
+    print("mlb: error: " + text.strip().replace("\n", " "), file=sys.stderr, flush=True)
 
 def main(argv=None):
     """Runs a command -> exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
@@ -1025,12 +881,11 @@ def main(argv=None):
             distributed.destroy_process_group()
         return 0
     except KeyboardInterrupt:
-        print("\nmlb: stopped; the same command with --resume goes on", file=sys.stderr)
+        print("\nmlb: stopped; train and compare go on where they were with --resume", file=sys.stderr)
         return 130
     except Exception as problem:
         complain(problem)
         return 2
-
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # a terminal without Greek shows α as ?
