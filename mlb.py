@@ -16,9 +16,9 @@ from the teacher:
     python mlb.py compare    is it the blending that helps? every row of ROWS, over seeds
 
 Deviations. The paper's text was not at hand: the formulas of α and B are our reading of summaries.
-Where we knew nothing the choice is ours: the network, the losses and their weights, augmentation,
-an α′ that is used soft, a student that starts from scratch, sees D_m too (the dataset mixer) and
-learns the boundary of B. One extension, in rows of its own: a guided teacher, which sees S too.
+Ours, where we knew nothing: network, losses and weights, augmentation, an α′ that is used soft, a
+student that starts from scratch, sees D_m too (the dataset mixer) and learns the boundary of B. An
+extension, in rows of its own: a guided teacher, which sees S as well.
 """
 import argparse
 import copy
@@ -31,7 +31,6 @@ import pathlib
 import re
 import sys
 import time
-import warnings
 
 import numpy as np
 import torch
@@ -54,21 +53,17 @@ def note(text):
     print("mlb: note: " + text.replace("\n", " "), file=sys.stderr, flush=True)
 
 # == 1  Data: pairs, decoding, compositing, augmentation, the dataset mixer ======================
-# A training sample is either a composite, made on the fly from a cut-out and any background, or a
-# natural photo with its mask. Composites have exact mattes but are unnatural pictures: light, noise
-# and clutter narrow that domain gap. Samples are made by numpy and of bytes, which no number of
-# threads changes: the same seed gives the same bits, whoever computes them.
+# A sample is a composite, made on the fly of a cut-out and any background, or a natural photo with
+# its mask. Composites have exact mattes but look unnatural: light, noise and clutter narrow that
+# gap. The work is done by numpy and on bytes, which the number of threads does not change.
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
-           ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF"}  # no PostScript, whatever a suffix says
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
 REMEMBERED = 160  # so few pictures are decoded once, more at every use
-warnings.filterwarnings("ignore", module="PIL")  # read says what matters
 
 def composite(foreground, alpha, background):
-    """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast: α
-    in [0, 1] is the matte here and B the background, as the field writes; section 3 writes as the
-    paper does. F and B share a range."""
+    """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
+    Here α is the matte, in [0, 1], as the field writes it; section 3 has the paper's letters."""
     return alpha * foreground + (1 - alpha) * background
 
 def pictures(folder):
@@ -76,7 +71,7 @@ def pictures(folder):
     found = {}
     for name in sorted(glob.glob("**", root_dir=folder, recursive=True)):
         path = pathlib.Path(folder, name)
-        if path.suffix.lower() in FORMATS:
+        if Image.registered_extensions().get(path.suffix.lower()) in FORMATS:
             other = found.setdefault(path.stem, path)
             need(other == path, f"{path}: of the same name as {other}; rename one")
     need(found, f"{folder}: no pictures there; --data needs the layout of data_sample")
@@ -94,11 +89,10 @@ def pairs(images, labels):
 
 def read(path, label=False, short=0):
     """A picture file, upright: a photo as RGB; a label (matte or mask) as L, 255 for the person.
-    short: the short side in pixels that is enough; then JPEG files decode at 1/2, 1/4 or 1/8.
-    Raises UserError for what can't be decoded or understood, naming the file and the way out."""
+    short: the short side in pixels that is enough, faster to decode. Raises UserError."""
     need(os.path.isfile(path), f"{path}: no such file; give another")  # a pipe would hang
     try:
-        with Image.open(path, formats=tuple(FORMATS.values())) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if short:
                 image.draft(None, (short, short))
             image = ImageOps.exif_transpose(image)
@@ -117,7 +111,7 @@ def as_label(image, path):
     elif image.mode in ("RGB", "RGBA") and not np.ptp(np.asarray(image)[..., :3], axis=2).any():
         image = image.getchannel(0)
     most = image.convert("L").getextrema()[1]
-    need(image.mode in ("L", "1") and (most < 2 or most > 127), f"{path}: colours, a palette or class "
+    need(image.mode in ("L", "1") and not 1 < most < 128, f"{path}: colours, a palette or class "
          f"numbers ({image.mode}, at most {most}); save it as 8-bit grey, 255 for the person")
     return image.convert("L").point(lambda value: 255 * value if most == 1 else value)
 
@@ -150,8 +144,8 @@ def degrade(image, rng):
     return image
 
 def clutter(background, rng):
-    """A background, bytes H×W×3, 7 of 10 with shapes drawn on it: before plain ones a teacher learns
-    that whatever has an edge is a person, and whatever has hair."""
+    """A background, bytes H×W×3, 7 of 10 with shapes drawn on it: before plain ones a teacher takes
+    whatever has an edge for a person, and whatever has hair."""
     picture = Image.fromarray(background)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(1, 8) if rng.random() < 0.7 else 0):
@@ -182,13 +176,10 @@ def hurried_mask(matte, rng):
 
 class Mixer(torch.utils.data.Dataset):
     """The dataset mixer: composites (D_m) and natural photos (D_s), drawn at random without end.
-
     Sample i is a pure function of (seed, i), to the last bit: its source, files and augmentation.
     So a run resumes exactly, workers change nothing, and ranks share by taking every n-th index.
-    composites: (foreground, alpha) paths; backgrounds: paths, or none to leave the photos as they
-    are; naturals: (photo, label) paths; mix: the share of composites in [0, 1]; size: in pixels;
-    guided: composites get a hurried mask."""
-
+    composites: (foreground, alpha) paths; backgrounds: paths, or none: photos stay as they are;
+    naturals: (photo, label) paths; mix: share of composites; guided: these get a hurried mask."""
     def __init__(self, composites, backgrounds, naturals, mix, size, seed=0, guided=False):
         self.composites, self.naturals = composites, naturals
         self.backgrounds = [(path,) for path in backgrounds]
@@ -196,16 +187,15 @@ class Mixer(torch.utils.data.Dataset):
         self.few = len(composites) + len(backgrounds) + len(naturals) <= REMEMBERED
 
     def __getitem__(self, i):
-        """-> {"image": 3×size×size, "target" (M or S) and "mask": 1×size×size, all bytes, "natural"}.
+        """-> {"image": bytes 3×size×size, "target" (M or S), "mask": 1×size×size, "natural": bool}.
         Another draw takes the place of a file that can't be used; ten in a row raise UserError."""
         rng = np.random.default_rng((self.seed, i))
-        for _ in range(10):
+        for attempt in range(10):
             try:
                 return self.draw(rng)
             except UserError as problem:
+                need(attempt < 9, f"ten files in a row can't be used; the last: {problem}")
                 note(f"{problem}; another sample takes its place")
-                last = problem
-        raise UserError(f"ten files in a row can't be used; the last: {last}")
 
     def draw(self, rng):
         """One sample; its target is taken before light, blur and noise: a matte has none."""
@@ -229,13 +219,12 @@ class Mixer(torch.utils.data.Dataset):
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         shown = torch.from_numpy(whole[top:top + side, left:left + side]).permute(2, 0, 1)[None]
         # torch resizes bytes three times as fast as Pillow, and a label beside the colours
-        shown = F.interpolate(shown, (self.size,) * 2, mode="bilinear", antialias=True)
-        shown = shown[0].permute(1, 2, 0).numpy()
+        shown = F.interpolate(shown, (self.size,) * 2, mode="bilinear", antialias=True)[0]
+        shown = shown.permute(1, 2, 0).numpy()
         return np.ascontiguousarray(shown[:, ::-1] if rng.random() < 0.5 else shown)
 
 # == 2  Model: the compact real-time encoder-decoder =============================================
-# A layer at full resolution costs 16 times one of as many channels at a quarter of it. So only the
-# first and the last layer see full resolution, and a matte is still predicted pixel by pixel.
+# A layer at full resolution costs 16 times one at a quarter: only the first and the last see it.
 
 def conv(inputs, outputs, stride=1, size=3):
     """Convolution, batch norm, ReLU: N×inputs×H×W -> N×outputs×H/stride×W/stride. No bias: batch
@@ -246,13 +235,11 @@ def conv(inputs, outputs, stride=1, size=3):
 
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
-
     The encoder halves the sides while it widens; the decoder comes back up and adds its maps. The
     stem turns 4×4 pixels into a cell, the head predicts a cell's pixels at once. Yet 32 channels
     forget 16 colours, and hair is colour against colour: so the head also says how a cell's matte
     follows each pixel's red, green and blue, the colour gate. It is the guided filter's local
     linear model (He et al., ECCV 2010), learned. guided: a fourth channel sees masks N×1×H×W."""
-
     def __init__(self, width=32, guided=False):
         super().__init__()
         self.guided, w = guided, width
@@ -268,8 +255,6 @@ class MattingNet(nn.Module):
         self.head = nn.Conv2d(w, 16 + 4 + 3, 3, padding=1)  # matte, boundary, gate
 
     def forward(self, images, masks=None):
-        if images.shape[-1] % 32 or images.shape[-2] % 32:
-            raise ValueError(f"sides must be multiples of 32, not {tuple(images.shape[-2:])}")
         x4 = self.down4(torch.cat([images, masks], 1) if self.guided else images)
         x8 = self.down8(x4)                                      # N, 2w, H/8, W/8
         x16 = self.down16(x8)                                    # N, 3w, H/16, W/16
@@ -286,8 +271,7 @@ class MattingNet(nn.Module):
         return F.pixel_shuffle(matte, 4), F.interpolate(boundary, scale_factor=2.0)
 
 # == 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte) =============
-# A prime marks what the teacher says of a photo: M_t is M′, alpha_t is α′. boundary_label and blend
-# are the method; the loss serves teacher and student.
+# A prime marks what the teacher says: M_t is M′, alpha_t is α′. The loss serves both stages.
 
 # matte: semantics; laplacian: edges at every scale; detail: the matte at the boundary alone
 WEIGHTS = {"matte": 1.0, "laplacian": 1.0, "detail": 1.0, "boundary": 1.0}
@@ -316,29 +300,24 @@ def laplacian_loss(prediction, target, levels=4):
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage: named 0-d terms and their "total", weighted by WEIGHTS.
-    All N×1×H×W; target (M, S or B) in [0, 1], boundary α in {0, 1}. Computed in fp32, whatever the
-    logits are: a mean over a million pixels and the logarithm of a small chance need its digits.
-    The detail of a picture without a boundary is 0."""
+    All N×1×H×W; target (M, S or B) in [0, 1], boundary α in {0, 1}. In fp32, whatever the logits
+    are: a mean over a million pixels needs its digits. Without a boundary the detail is 0."""
     # the maps come interleaved from a channels-last network: slow to read one by one
     matte_logits = matte_logits.float().contiguous()
     boundary_logits = boundary_logits.float().contiguous()
     target, boundary = target.float(), boundary.float()
     matte = matte_logits.sigmoid()
-    error = (matte - target).abs()
-    per_picture = (boundary * error).sum((1, 2, 3)) / boundary.sum((1, 2, 3)).clamp(min=1)
-    terms = {
-        "matte": F.binary_cross_entropy_with_logits(matte_logits, target),
-        "laplacian": laplacian_loss(matte, target),
-        "detail": per_picture.mean(),
-        "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary),
-    }
+    error = (boundary * (matte - target).abs()).sum((1, 2, 3))
+    per_picture = error / boundary.sum((1, 2, 3)).clamp(min=1)
+    terms = {"matte": F.binary_cross_entropy_with_logits(matte_logits, target),
+             "laplacian": laplacian_loss(matte, target), "detail": per_picture.mean(),
+             "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary)}
     terms["total"] = sum(WEIGHTS[name] * term for name, term in terms.items())
     return terms
 
 # == 4  Training: a row is a training, and its file is its checkpoint and its result =============
-# `train` trains two of the rows below, `compare` all of them, seed by seed: one function does both.
-# Students of a seed share their first weights and their stream of samples: they differ in the share
-# of composites and in the labels of photos alone.
+# `train` trains two of these rows, `compare` all, seed by seed. Students of a seed share first
+# weights and their samples: they differ in the share of composites and in labels alone.
 
 ROWS = {  # name: (share of D_m, None for --mix; what photos of D_s are labelled with; by whom)
     "teacher": (1.0, None, None), "guided teacher": (1.0, None, None),
@@ -370,9 +349,8 @@ def open_data(o):
     return data
 
 def train_step(net, batch, label, teacher, optimizer, lr, scaler, half):
-    """Forward, backward and update on a batch of the mixer -> the loss terms as floats, a mean over
-    the ranks. label: what photos are labelled with, see ROWS, with the help of a teacher or None;
-    composites keep their matte M. half: the type that autocast computes in, or None."""
+    """Forward, backward, update on a batch of the mixer -> the loss terms, floats. label: photos',
+    see ROWS, by a teacher or None; composites keep their M. half: autocast's type, or None."""
     device = next(net.parameters()).device
     image = batch["image"].to(device, memory_format=torch.channels_last, non_blocking=True) / 255
     target, mask = (batch[key].to(device, non_blocking=True) / 255 for key in ("target", "mask"))
@@ -424,8 +402,10 @@ def fit(name, seed, o, data, path, teacher=None):
     mixer = Mixer(data["mattes"], data["backgrounds"],
                   data["true mattes" if label == "true matte" else "masks"],
                   o.mix if mix is None else mix, o.size, 2 * seed + is_teacher, net.guided)
-    if RANK == 0 and not log:
-        draw_batch([mixer[k] for k in range(o.batch)], path.with_name("batch.png"))
+    if RANK == 0 and not log:  # what the network will be shown first
+        sheet(["image", "target", "mask"], [[Image.fromarray(layer) for layer in (
+            sample["image"].transpose(1, 2, 0), sample["target"][0], sample["mask"][0])]
+            for sample in map(mixer.__getitem__, range(o.batch))], path.with_name("batch.png"))
     shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
     loader = torch.utils.data.DataLoader(mixer, batch_sampler=shares, num_workers=o.workers,
                                          pin_memory=o.device != "cpu")
@@ -487,8 +467,7 @@ def check_out(o, out):
                                 "options or take another --out")
 
 def train(o):
-    """Trains a command's rows, seed by seed, and tells how good they are. Under torchrun every
-    rank trains, and the first one does the rest."""
+    """Trains a command's rows, seed by seed; the first rank of torchrun tells how good they are."""
     data, out, scores, begun = open_data(o), pathlib.Path(o.out), {}, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     check_out(o, out)
@@ -511,8 +490,8 @@ def train(o):
             (out / "metrics.json").write_text(json.dumps(scores, indent=1) + "\n")
             (out / "table.md").write_text(table(scores) + "\n")
     if RANK == 0:
-        minutes = (time.monotonic() - begun) / 60
-        print(f"{table(scores)}\n{minutes:.1f} minutes; look at labels.png, mattes.png in {out}")
+        print(table(scores))
+        print(f"{(time.monotonic() - begun) / 60:.1f} minutes; look at the pictures in {out}")
 
 # == 5  Evaluation: the field's metrics, the boundary's MAD, tables and pictures =================
 # Matting's claims live in a few percent of the pixels, which MSE hardly sees: hence a MAD of these.
@@ -526,11 +505,9 @@ def gradient(x):
     smooth = np.exp(-0.5 * (t / 1.4) ** 2)
     smooth /= smooth.sum()
     slope = t / 1.4 ** 2 * smooth
-
     def along(x, kernel):
         """Correlates the columns with a kernel, which costs 6 pixels at either end."""
         return sum(weight * x[k:len(x) - 12 + k] for k, weight in enumerate(kernel))
-
     x = np.pad(x, 6, mode="symmetric")  # mirrored at the border
     return np.hypot(along(along(x, slope).T, smooth), along(along(x, smooth).T, slope)).T
 
@@ -560,9 +537,8 @@ def to_tensor(picture):
 
 def predict(net, photo, size, mask=None):
     """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size, by a net trained at
-    size pixels; a guided one needs its mask, an L picture. Training pictures showed 0.85 of a short
-    side on average: the whole is scaled to size / 0.85, so that people are as large as then; the
-    far edges are repeated up to multiples of 32."""
+    size pixels; a guided one needs its mask, an L picture. The short side is scaled to size / 0.85,
+    since training windows showed 0.85 of it; edges are repeated up to multiples of 32."""
     scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)
     width, height = (round(scale * side) for side in photo.size)
     x = torch.cat([to_tensor(picture.resize((width, height), Image.BILINEAR))
@@ -575,15 +551,15 @@ def predict(net, photo, size, mask=None):
         return F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
 
 def evaluate(items, mattes_of, path=None):
-    """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of items,
-    (photo's path, truth's path). At path: a sheet of the three items with most hair."""
+    """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of
+    items, (photo's path, truth's path). At path: a sheet of the three with most hair."""
     scores, shown = {}, []
     for item in items:
         photo, truth = read(item[0]), read(item[1], True)
         mattes = mattes_of(photo, item[0])
         for name, matte in mattes.items():
             scores.setdefault(name, []).append(metrics(matte, to_tensor(truth)[0]))
-        hair = boundary_label(to_tensor(truth)).mean().item()
+        hair = boundary_label(to_tensor(truth)).mean()
         shown.append((hair, [photo, *map(to_picture, mattes.values()), truth]))
         shown = sorted(shown, key=lambda entry: entry[0], reverse=True)[:3]
     if path:
@@ -596,7 +572,6 @@ def evaluate_rows(nets, size, data, out):
     """{row: mean metrics} of networks on the test pictures, and of the labels of D_s whose truth is
     known; draws mattes.png, labels.png. Test pictures have no masks: no row for guided teachers."""
     seeing, masks = {name: net for name, net in nets.items() if not net.guided}, dict(data["masks"])
-
     def labels_of(photo, path):
         """S of a photo of D_s, and what the teachers make of it."""
         mask = read(masks[path], True)
@@ -607,12 +582,10 @@ def evaluate_rows(nets, size, data, out):
                 B = blend(M_t, alpha_t, labels["S"])
                 labels |= {f"M′{suffix}": M_t, f"α′{suffix}": alpha_t, f"B{suffix}": B}
         return labels
-
     scores = evaluate(data["tests"], lambda photo, _: {
         name: predict(net, photo, size)[0] for name, net in seeing.items()}, out / "mattes.png")
-    # on data without true mattes the picture shows the masks in their place
     labels = evaluate(data["true mattes"] or data["masks"][:3], labels_of, out / "labels.png")
-    kinds = ("S", "M′", "B", "B guided") if data["true mattes"] else ()
+    kinds = ("S", "M′", "B", "B guided") if data["true mattes"] else ()  # else shown, not scored
     return scores | {f"labels {kind}": labels[kind] for kind in kinds if kind in labels}
 
 def table(scores):
@@ -637,8 +610,8 @@ def close_ups(pictures):
     box = left, top, left + side, top + side
     crops = [x.crop(box).resize((224, 224), Image.NEAREST) for x in pictures]
     errors = [ImageChops.difference(x, crops[-1]) for x in crops[1:-1]]
-    return [[ImageOps.contain(x, (112, 112)) for x in pictures], crops,
-            [Image.new("L", (224, 224), 255), *errors]]
+    blank = Image.new("L", (224, 224), 255)
+    return [[ImageOps.contain(x, (112, 112)) for x in pictures], crops, [blank, *errors]]
 
 def sheet(titles, rows, path):
     """Saves rows of pictures under titles: 7 cells of 224 pixels are 1,600 wide, as projectors."""
@@ -652,12 +625,6 @@ def sheet(titles, rows, path):
             page.paste(picture, (228 * k + 4, y))
         y += max(picture.height for picture in row) + 4
     page.crop((0, 0, page.width, y)).save(path)
-
-def draw_batch(samples, path):
-    """A sheet of samples of the mixer, as a network will see them."""
-    sheet(["image", "target", "mask"], [[Image.fromarray(layer) for layer in (
-        sample["image"].transpose(1, 2, 0), sample["target"][0], sample["mask"][0])]
-        for sample in samples], path)
 
 def trained_net(o):
     """The network of --weights, and the size it sees: that of --size or of its training."""
@@ -702,26 +669,24 @@ def bench(o):
     half = torch.bfloat16 if o.device == "cpu" else torch.float16
     rows = {"fp32": (copy.deepcopy(net).to(memory_format=torch.contiguous_format), x.contiguous())}
     net = net.to(memory_format=torch.channels_last)
-    folded, light = fold(net), fold(net).to(half)
-    rows |= {"+ channels-last": (net, x), "+ batch norm folded": (folded, x)}
+    light = fold(net).to(half)
+    rows |= {"+ channels-last": (net, x), "+ batch norm folded": (fold(net), x)}
     if o.device != "cpu":
-        rows["+ TF32"] = folded, x
+        rows["+ TF32"] = rows["+ batch norm folded"]
     rows["+ 16-bit weights"] = light, x.to(half)  # bf16, on CUDA fp16
     if o.compile:  # on CUDA this records a graph: no Python between the kernels
         rows["+ torch.compile"] = torch.compile(light, mode="reduce-overhead"), x.to(half)
-    times = {row: [] for row in [*rows, "end to end, in bytes"]}
+    times, mattes = {row: [] for row in rows}, {}
     for _ in range(40):
         for row, (run, x) in rows.items():
             torch.backends.cudnn.conv.fp32_precision = "tf32" if "TF32" in row else "ieee"
             times[row].append(seconds_of(lambda: run(x), o.device))
+            mattes[row] = run(x)[0].float().sigmoid().cpu()
     fastest, like = rows[min(rows, key=lambda row: np.median(times[row]))]
-
     def end_to_end():
         """What a video call pays for: bytes in, bytes out."""
         logits, _ = fastest(frame.to(o.device).permute(0, 3, 1, 2).to(like.dtype) / 255)
         return (255 * logits.float().sigmoid()).round().byte().cpu()
-
-    mattes = {row: run(x)[0].float().sigmoid().cpu() for row, (run, x) in rows.items()}
     mattes["end to end, in bytes"] = end_to_end() / 255
     times["end to end, in bytes"] = [seconds_of(end_to_end, o.device) for _ in range(40)]
     print(f"{o.device}, torch {torch.__version__}, {o.size}x{o.size} pixels, batch 1")
@@ -731,20 +696,19 @@ def bench(o):
         print(f"{row:20} {ms:8.2f} ms {1000 / ms:8.1f} FPS   difference {difference:.4f}")
 
 # == 7  Matting: a person cut out of one's own photo =============================================
-# A matte alone is not enough: a strand's pixel holds the colour of hair and of the old background.
-# Put on a new one it shows a halo, unless the foreground's own colour is estimated.
+# A strand's pixel holds hair and old background: a halo, unless the colour of hair is estimated.
 
 def blur(x, radius):
     """Box blur of C×H×W by radius pixels, on a grid of three cells to a radius. At the edges the
     mean is over what there is: zeros would darken them."""
     grid = [max(1, 3 * side // radius) for side in x.shape[1:]]
-    x, size = F.adaptive_avg_pool2d(x, grid), x.shape[1:]
-    x = F.avg_pool2d(x[None], 7, 1, 3, count_include_pad=False)
-    return F.interpolate(x, size, mode="bilinear")[0]
+    cells = F.adaptive_avg_pool2d(x, grid)[None]
+    cells = F.avg_pool2d(cells, 7, 1, 3, count_include_pad=False)
+    return F.interpolate(cells, x.shape[1:], mode="bilinear")[0]
 
 def estimate_foreground(image, alpha):
     """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
-    A composite of F shows no halo. Forte: Approximate Fast Foreground Colour Estimation (ICIP 2021):
+    A composite of F has no halo. Forte: Approximate Fast Foreground Colour Estimation (ICIP 2021):
     F and B are blurred, each by its share of a pixel, widely, then narrowly; what their composite
     leaves unexplained of the image, alpha gives to F."""
     foreground = background = image
@@ -752,13 +716,12 @@ def estimate_foreground(image, alpha):
         share = blur(alpha, radius)
         around = blur(foreground * alpha, radius) / (share + 1e-5)
         background = blur(background * (1 - alpha), radius) / (1 - share + 1e-5)
-        foreground = around + alpha * (image - composite(around, alpha, background))
-        foreground = foreground.clip(0, 1)
+        foreground = (around + alpha * (image - composite(around, alpha, background))).clip(0, 1)
     return foreground
 
 def matte(o):
-    """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the colours of
-    the person alone. What fails is named, and the rest go on; no photo is written over."""
+    """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the person's
+    colours alone. What fails is named, and the rest go on; no photo is written over."""
     (net, size), out, failed = trained_net(o), pathlib.Path(o.out), 0
     out.mkdir(parents=True, exist_ok=True)
     for place in map(pathlib.Path, o.photos):
@@ -811,8 +774,7 @@ OPTIONS = [  # (option, the commands that have it by their initials, default, he
     ("workers", "tc", 0, "processes that load data"),
     ("compile", "tcb", False, "torch.compile the network"),
     ("resume", "tc", False, "go on with the run in --out; begin it where there is none"),
-    ("device", "tcebm", "auto", "auto, cpu, cuda or one of several GPUs, as cuda:1"),
-]
+    ("device", "tcebm", "auto", "auto, cpu, cuda or one of several GPUs, as cuda:1")]
 
 def parse(argv):
     """The options of a command line, as the tables above have them."""
@@ -855,14 +817,10 @@ def complain(problem):
     """What the user can put right as one line on standard error; a bug of ours is raised again."""
     text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)} {problem}"
     if not isinstance(problem, (UserError, OSError)):
-        if "memory" in kind:
-            text = "out of memory; lower --batch or --size"
-        elif "dynamo" in kind or "inductor" in kind:
-            text = "--compile needs a C++ compiler, on CUDA Triton; leave it out"
-        elif "CUDA" in kind or "StreamWriter" in kind:  # no such device; torch.save, on a full disk
-            text = f"{text.splitlines()[0]}; see README on GPUs, or make room on the disk"
-        else:
+        if not re.search("memory|CUDA|dynamo|inductor|StreamWriter", kind):
             raise problem
+        way = "lower --batch or --size" if "memory" in kind else "see README, When torch complains"
+        text = f"{text.splitlines()[0]}; {way}"
     print("mlb: error: " + text.strip().replace("\n", " "), file=sys.stderr, flush=True)
 
 def main(argv=None):
@@ -881,7 +839,7 @@ def main(argv=None):
             distributed.destroy_process_group()
         return 0
     except KeyboardInterrupt:
-        print("\nmlb: stopped; train and compare go on where they were with --resume", file=sys.stderr)
+        print("\nmlb: stopped; train and compare go on by --resume", file=sys.stderr)
         return 130
     except Exception as problem:
         complain(problem)
