@@ -384,7 +384,7 @@ def begin(name, seed, o, path):
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
     optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.01, fused=True)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
-    scaler = torch.amp.GradScaler(o.device, enabled=o.amp == "fp16")
+    scaler = torch.amp.GradScaler(o.device.split(":")[0], enabled=o.amp == "fp16")
     parts, log = {"net": net, "optimizer": optimizer, "scaler": scaler}, []
     if path.exists():
         state, _ = load(path)
@@ -405,7 +405,7 @@ def fit(name, seed, o, data, path, teacher=None):
     if RANK == 0 and not log:  # what the network will be shown first
         sheet(["image", "target", "mask"], [[Image.fromarray(layer) for layer in (
             sample["image"].transpose(1, 2, 0), sample["target"][0], sample["mask"][0])]
-            for sample in map(mixer.__getitem__, range(o.batch))], path.with_name("batch.png"))
+            for sample in map(mixer.__getitem__, range(8))], path.with_name("batch.png"))
     shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
     loader = torch.utils.data.DataLoader(mixer, batch_sampler=shares, num_workers=o.workers,
                                          pin_memory=o.device != "cpu")
@@ -462,7 +462,7 @@ def check_out(o, out):
     for path in sorted(out.glob("*.pt")):
         need(o.resume, f"{out}: holds a run; go on with it by --resume or take another --out")
         for name, value in load(path)[0]["options"].items():
-            mine, option = getattr(o, name), name.replace("_", "-")
+            mine, option = vars(o).get(name), name.replace("_", "-")
             need(mine == value, f"{path}: made with --{option} {value}, not {mine}; give its "
                                 "options or take another --out")
 
@@ -603,25 +603,25 @@ def table(scores):
 
 def close_ups(pictures):
     """Three rows of a sheet: a photo, its mattes and, last, the truth, whole; the 56×56 pixels with
-    most boundary, four times as large; the error |matte − truth| there."""
+    most boundary, four times as large; the photo again, and the error |matte − truth| there."""
     alpha, side = boundary_label(to_tensor(pictures[-1])), min(56, *pictures[-1].size)
     share = F.avg_pool2d(alpha, side, 1)[0]
     top, left = divmod(share.argmax().item(), share.shape[1])
     box = left, top, left + side, top + side
     crops = [x.crop(box).resize((224, 224), Image.NEAREST) for x in pictures]
     errors = [ImageChops.difference(x, crops[-1]) for x in crops[1:-1]]
-    blank = Image.new("L", (224, 224), 255)
-    return [[ImageOps.contain(x, (112, 112)) for x in pictures], crops, [blank, *errors]]
+    return [[ImageOps.contain(x, (112, 112)) for x in pictures], crops, [crops[0], *errors]]
 
 def sheet(titles, rows, path):
     """Saves rows of pictures under titles: 7 cells of 224 pixels are 1,600 wide, as projectors."""
     page, y = Image.new("RGB", (len(titles) * 228 + 4, 10 ** 4), "white"), 34
     for k, title in enumerate(titles):
         title = title.replace("′", "'").replace("α'", "boundary")  # what the font has
-        ImageDraw.Draw(page).text((228 * k + 116, 18), title, "black", ImageFont.load_default(20),
-                                  anchor="mm")
+        font, place = ImageFont.load_default(20), (228 * k + 116, 18)
+        ImageDraw.Draw(page).text(place, title, "black", font, anchor="mm")
     for row in rows:
         for k, picture in enumerate(row):
+            picture.thumbnail((224, 224))
             page.paste(picture, (228 * k + 4, y))
         y += max(picture.height for picture in row) + 4
     page.crop((0, 0, page.width, y)).save(path)
@@ -815,12 +815,12 @@ def check(o):
 
 def complain(problem):
     """What the user can put right as one line on standard error; a bug of ours is raised again."""
-    text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)} {problem}"
+    text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)}: {problem}"
     if not isinstance(problem, (UserError, OSError)):
-        if not re.search("memory|CUDA|dynamo|inductor|StreamWriter", kind):
+        if not re.search("(?i)memory|cuda|dynamo|inductor|StreamWriter", kind):
             raise problem
-        way = "lower --batch or --size" if "memory" in kind else "see README, When torch complains"
-        text = f"{text.splitlines()[0]}; {way}"
+        way = "lower --batch or --size" if "emory" in kind else "see README, When torch complains"
+        text = f"{kind.splitlines()[0]}; {way}"
     print("mlb: error: " + text.strip().replace("\n", " "), file=sys.stderr, flush=True)
 
 def main(argv=None):
