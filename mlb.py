@@ -9,7 +9,7 @@ masks (D_s) then train a real-time student, whose labels take semantics from the
 from the teacher:
 
     M       matte label, in [0, 1]          α       its boundary: 1 where 0.05 < M < 0.95, else 0
-    M′, α′  the teacher's two outputs       S       segmentation label, 0 or 1, hair cut off
+    M′, α′  the teacher's two outputs       S       segmentation label, 0 or 1, without hair
     B       blended label: α′·M′ + (1 − α′)·S
 
     python mlb.py train      a teacher and its student: a table and pictures in runs/mlb
@@ -53,9 +53,8 @@ def note(text):
     print("mlb: note: " + text.replace("\n", " "), file=sys.stderr, flush=True)
 
 # == 1  Data: pairs, decoding, compositing, augmentation, the dataset mixer ======================
-# A sample is a composite, made on the fly of a cut-out and any background, or a natural photo with
-# its mask. Composites have exact mattes but look unnatural: light, noise and clutter narrow that
-# gap. The work is done by numpy and on bytes, which the number of threads does not change.
+# Composites have exact mattes but look unnatural: light, noise and clutter narrow that gap. All is
+# done by numpy and on bytes, so that the number of threads changes no bit.
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
@@ -79,7 +78,7 @@ def pictures(folder):
 
 def pairs(images, labels):
     """Pairs the pictures of two folders by file stem: [(image path, label path), ...]. What has no
-    partner is left out and counted in a note; that nothing has one is an error."""
+    partner is left out and counted in a note; no pair at all is an error."""
     first, second = pictures(images), pictures(labels)
     need(first.keys() & second.keys(), f"{images}: no name of a picture stands in {labels} too")
     alone = [str((first | second)[stem]) for stem in sorted(first.keys() ^ second.keys())]
@@ -122,8 +121,8 @@ def read_pair(photo, label=None, short=0):
     if label:
         matte = read(label, True, short)
         aspects = matte.width / matte.height, image.width / image.height
-        need(abs(aspects[0] / aspects[1] - 1) <= 0.02, f"{label}: of {matte.width}x{matte.height} "
-             f"pixels, but {photo} of {image.width}x{image.height}; mend or take out one of them")
+        need(abs(aspects[0] / aspects[1] - 1) <= 0.02 + 0.5 / min(image.size),  # sides are rounded
+             f"{label}: {matte.size}, but {photo}: {image.size}; mend or take out one of them")
         image.putalpha(matte.resize(image.size))
     return np.array(image)
 
@@ -198,7 +197,7 @@ class Mixer(torch.utils.data.Dataset):
                 note(f"{problem}; another sample takes its place")
 
     def draw(self, rng):
-        """One sample; its target is taken before light, blur and noise: a matte has none."""
+        """One sample; its target is taken before degrade: a matte has no light, blur or noise."""
         natural = bool(rng.random() >= self.mix)
         pair = self.window(self.naturals if natural else self.composites, rng)
         image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
@@ -235,11 +234,10 @@ def conv(inputs, outputs, stride=1, size=3):
 
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
-    The encoder halves the sides while it widens; the decoder comes back up and adds its maps. The
-    stem turns 4×4 pixels into a cell, the head predicts a cell's pixels at once. Yet 32 channels
-    forget 16 colours, and hair is colour against colour: so the head also says how a cell's matte
-    follows each pixel's red, green and blue, the colour gate. It is the guided filter's local
-    linear model (He et al., ECCV 2010), learned. guided: a fourth channel sees masks N×1×H×W."""
+    The stem turns 4×4 pixels into a cell, the head predicts a cell's pixels at once. Yet 32
+    channels can't hold 16 colours, and hair is colour against colour: so the head also says how a
+    cell's matte follows each pixel's red, green and blue, the colour gate: the guided filter's
+    local linear model (He et al., ECCV 2010), learned. guided: masks N×1×H×W, a fourth channel."""
     def __init__(self, width=32, guided=False):
         super().__init__()
         self.guided, w = guided, width
@@ -273,7 +271,7 @@ class MattingNet(nn.Module):
 # == 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte) =============
 # A prime marks what the teacher says: M_t is M′, alpha_t is α′. The loss serves both stages.
 
-# matte: semantics; laplacian: edges at every scale; detail: the matte at the boundary alone
+# matte: semantics; laplacian: edges at every scale; detail: errors at the boundary; boundary: α
 WEIGHTS = {"matte": 1.0, "laplacian": 1.0, "detail": 1.0, "boundary": 1.0}
 
 def boundary_label(M, low=0.05, high=0.95):
@@ -300,8 +298,8 @@ def laplacian_loss(prediction, target, levels=4):
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage: named 0-d terms and their "total", weighted by WEIGHTS.
-    All N×1×H×W; target (M, S or B) in [0, 1], boundary α in {0, 1}. In fp32, whatever the logits
-    are: a mean over a million pixels needs its digits. Without a boundary the detail is 0."""
+    All N×1×H×W, target in [0, 1], boundary in {0, 1}; computed in fp32, since a mean over a million
+    pixels needs its digits. Without a boundary the detail is 0."""
     # the maps come interleaved from a channels-last network: slow to read one by one
     matte_logits = matte_logits.float().contiguous()
     boundary_logits = boundary_logits.float().contiguous()
@@ -325,7 +323,7 @@ ROWS = {  # name: (share of D_m, None for --mix; what photos of D_s are labelled
     "pseudo-labels": (None, "M′", "teacher"), "MLB": (None, "B", "teacher"),
     "MLB guided": (None, "B", "guided teacher"), "upper bound": (None, "true matte", None)}
 MAKES_A_RUN = ("data", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps", "lr",
-               "mix", "amp", "compile")  # options with which alone a run goes on
+               "mix", "amp", "compile")  # options that must stay the same on --resume
 SAVE_SECONDS = 10  # between two checkpoints
 HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
@@ -349,8 +347,8 @@ def open_data(o):
     return data
 
 def train_step(net, batch, label, teacher, optimizer, lr, scaler, half):
-    """Forward, backward, update on a batch of the mixer -> the loss terms, floats. label: photos',
-    see ROWS, by a teacher or None; composites keep their M. half: autocast's type, or None."""
+    """Forward, backward, update on a batch of the mixer -> its loss terms. label: that of photos,
+    see ROWS (S and true mattes come from the mixer's files); half: autocast's type or None."""
     device = next(net.parameters()).device
     image = batch["image"].to(device, memory_format=torch.channels_last, non_blocking=True) / 255
     target, mask = (batch[key].to(device, non_blocking=True) / 255 for key in ("target", "mask"))
@@ -398,7 +396,7 @@ def fit(name, seed, o, data, path, teacher=None):
     parts, log = begin(name, seed, o, path)
     (mix, label, _), net, is_teacher = ROWS[name], parts["net"], "teacher" in name
     steps = o.teacher_steps if is_teacher else o.steps
-    # teachers draw from another stream: a student must not see its teacher's composites in order
+    # teachers draw from another stream: a student must not see its teacher's very composites
     mixer = Mixer(data["mattes"], data["backgrounds"],
                   data["true mattes" if label == "true matte" else "masks"],
                   o.mix if mix is None else mix, o.size, 2 * seed + is_teacher, net.guided)
@@ -414,7 +412,7 @@ def fit(name, seed, o, data, path, teacher=None):
     net.train()
     saved = clock = time.monotonic()
     for step, batch in enumerate(loader, len(log) + 1):
-        # up in 20 steps, then down a cosine
+        # the lower of a ramp of 20 steps and half a cosine
         lr = o.lr * min(step / 20, (1 + math.cos(math.pi * (step - 1) / steps)) / 2)
         terms = train_step(model, batch, label, teacher, parts["optimizer"], lr, parts["scaler"],
                            HALF[o.amp])
@@ -433,8 +431,8 @@ def fit(name, seed, o, data, path, teacher=None):
 def save(parts, log, o, path):
     """Writes a row's file beside its place, then renames it, never half a file; its log as CSV."""
     state = {key: part.state_dict() for key, part in parts.items()}
-    state |= {"log": log, "guided": parts["net"].guided,
-              "options": {name: getattr(o, name) for name in MAKES_A_RUN}}
+    options = {name: getattr(o, name) for name in MAKES_A_RUN}
+    state |= {"log": log, "guided": parts["net"].guided, "options": options}
     torch.save(state, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
     lines = [log[0], *(entry.values() for entry in log)]
@@ -487,8 +485,8 @@ def train(o):
         if RANK == 0:
             for name, score in evaluate_rows(nets, o.size, data, out).items():
                 scores.setdefault(name, []).append(score)
-            (out / "metrics.json").write_text(json.dumps(scores, indent=1) + "\n")
-            (out / "table.md").write_text(table(scores) + "\n")
+            (out / "metrics.json").write_text(json.dumps(scores, indent=1).replace("NaN", "null"))
+            (out / "table.md").write_text(table(scores) + "\n", "utf-8")
     if RANK == 0:
         print(table(scores))
         print(f"{(time.monotonic() - begun) / 60:.1f} minutes; look at the pictures in {out}")
@@ -508,7 +506,7 @@ def gradient(x):
     def along(x, kernel):
         """Correlates the columns with a kernel, which costs 6 pixels at either end."""
         return sum(weight * x[k:len(x) - 12 + k] for k, weight in enumerate(kernel))
-    x = np.pad(x, 6, mode="symmetric")  # mirrored at the border
+    x = np.pad(x, 6, mode="symmetric")  # mirrored at the border; the kernels end at 4 σ
     return np.hypot(along(along(x, slope).T, smooth), along(along(x, smooth).T, slope)).T
 
 def metrics(prediction, truth):
@@ -538,34 +536,33 @@ def to_tensor(picture):
 def predict(net, photo, size, mask=None):
     """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size, by a net trained at
     size pixels; a guided one needs its mask, an L picture. The short side is scaled to size / 0.85,
-    since training windows showed 0.85 of it; edges are repeated up to multiples of 32."""
+    since training windows showed 0.85 of it; each side is rounded to a multiple of 32."""
     scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)
-    width, height = (round(scale * side) for side in photo.size)
-    x = torch.cat([to_tensor(picture.resize((width, height), Image.BILINEAR))
-                   for picture in (photo, mask) if picture])[None]
-    x = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
-    x = x.to(next(net.parameters()).device, memory_format=torch.channels_last)
+    sides = [max(32, 32 * round(scale * side / 32)) for side in photo.size]
+    seen = [to_tensor(x.resize(sides, Image.BILINEAR)) for x in (photo, mask) if x]
+    x = torch.cat(seen)[None].to(next(net.parameters()).device, memory_format=torch.channels_last)
     # benchmark off: photos differ in size, and cuDNN would try all its kernels on each new one
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
-        maps = torch.cat(net(x[:, :3], x[:, 3:]), 1).float().sigmoid()[..., :height, :width]
+        maps = torch.cat(net(x[:, :3], x[:, 3:]), 1).float().sigmoid()
         return F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
 
-def evaluate(items, mattes_of, path=None):
+def evaluate(items, mattes_of, picture=None):
     """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of
-    items, (photo's path, truth's path). At path: a sheet of the three with most hair."""
+    items, (photo's path, truth's path). At picture: a sheet of the three with most hair."""
     scores, shown = {}, []
-    for item in items:
-        photo, truth = read(item[0]), read(item[1], True)
-        mattes = mattes_of(photo, item[0])
+    for path, label in items:
+        truth = read(label, True)
+        photo = read(path).resize(truth.size)
+        mattes = mattes_of(photo, path)
         for name, matte in mattes.items():
             scores.setdefault(name, []).append(metrics(matte, to_tensor(truth)[0]))
         hair = boundary_label(to_tensor(truth)).mean()
         shown.append((hair, [photo, *map(to_picture, mattes.values()), truth]))
         shown = sorted(shown, key=lambda entry: entry[0], reverse=True)[:3]
-    if path:
+    if picture:
         rows = [row for _, pictures in shown for row in close_ups(pictures)]
-        sheet(["photo", *scores, "truth"], rows, path)
-    return {name: {metric: float(np.nanmean([score[metric] for score in found]))
+        sheet(["photo", *scores, "truth"], rows, picture)
+    return {name: {metric: torch.DoubleTensor([score[metric] for score in found]).nanmean().item()
                    for metric in UNITS} for name, found in scores.items()}
 
 def evaluate_rows(nets, size, data, out):
@@ -574,7 +571,7 @@ def evaluate_rows(nets, size, data, out):
     seeing, masks = {name: net for name, net in nets.items() if not net.guided}, dict(data["masks"])
     def labels_of(photo, path):
         """S of a photo of D_s, and what the teachers make of it."""
-        mask = read(masks[path], True)
+        mask = read(masks[path], True).resize(photo.size)
         labels = {"S": to_tensor(mask)[0]}
         for name, suffix in (("teacher", ""), ("guided teacher", " guided")):
             if name in nets:
@@ -584,9 +581,10 @@ def evaluate_rows(nets, size, data, out):
         return labels
     scores = evaluate(data["tests"], lambda photo, _: {
         name: predict(net, photo, size)[0] for name, net in seeing.items()}, out / "mattes.png")
-    labels = evaluate(data["true mattes"] or data["masks"][:3], labels_of, out / "labels.png")
-    kinds = ("S", "M′", "B", "B guided") if data["true mattes"] else ()  # else shown, not scored
-    return scores | {f"labels {kind}": labels[kind] for kind in kinds if kind in labels}
+    known = data["true mattes"][:200]  # of thousands it would take hours
+    labels = evaluate(known or data["masks"][:3], labels_of, out / "labels.png")
+    return scores | {f"labels {kind}": labels[kind] for kind in ("S", "M′", "B", "B guided")
+                     if known and kind in labels}
 
 def table(scores):
     """{row: [metrics, one per seed]} as a Markdown table: mean ± standard deviation (n − 1)."""
@@ -613,7 +611,7 @@ def close_ups(pictures):
     return [[ImageOps.contain(x, (112, 112)) for x in pictures], crops, [crops[0], *errors]]
 
 def sheet(titles, rows, path):
-    """Saves rows of pictures under titles: 7 cells of 224 pixels are 1,600 wide, as projectors."""
+    """Saves rows of pictures under titles: 7 cells of 224 pixels are a projector's 1,600."""
     page, y = Image.new("RGB", (len(titles) * 228 + 4, 10 ** 4), "white"), 34
     for k, title in enumerate(titles):
         title = title.replace("′", "'").replace("α'", "boundary")  # what the font has
@@ -666,20 +664,20 @@ def bench(o):
     net = trained_net(o)[0] if o.weights else MattingNet(o.width).eval().to(o.device)
     frame = torch.randint(256, (1, o.size, o.size, 3), dtype=torch.uint8)  # as cameras give it
     x = frame.to(o.device).permute(0, 3, 1, 2) / 255
-    half = torch.bfloat16 if o.device == "cpu" else torch.float16
     rows = {"fp32": (copy.deepcopy(net).to(memory_format=torch.contiguous_format), x.contiguous())}
     net = net.to(memory_format=torch.channels_last)
-    light = fold(net).to(half)
+    light = fold(net).to(torch.bfloat16 if o.device == "cpu" else torch.float16)
     rows |= {"+ channels-last": (net, x), "+ batch norm folded": (fold(net), x)}
     if o.device != "cpu":
         rows["+ TF32"] = rows["+ batch norm folded"]
-    rows["+ 16-bit weights"] = light, x.to(half)  # bf16, on CUDA fp16
+    like = x.to(light.head.weight.dtype)  # bf16, on CUDA fp16
+    rows["+ 16-bit weights"] = light, like
     if o.compile:  # on CUDA this records a graph: no Python between the kernels
-        rows["+ torch.compile"] = torch.compile(light, mode="reduce-overhead"), x.to(half)
+        rows["+ torch.compile"] = torch.compile(light, mode="reduce-overhead"), like
     times, mattes = {row: [] for row in rows}, {}
     for _ in range(40):
         for row, (run, x) in rows.items():
-            torch.backends.cudnn.conv.fp32_precision = "tf32" if "TF32" in row else "ieee"
+            torch.backends.cudnn.allow_tf32 = "TF32" in row
             times[row].append(seconds_of(lambda: run(x), o.device))
             mattes[row] = run(x)[0].float().sigmoid().cpu()
     fastest, like = rows[min(rows, key=lambda row: np.median(times[row]))]
@@ -703,13 +701,13 @@ def blur(x, radius):
     mean is over what there is: zeros would darken them."""
     grid = [max(1, 3 * side // radius) for side in x.shape[1:]]
     cells = F.adaptive_avg_pool2d(x, grid)[None]
-    cells = F.avg_pool2d(cells, 7, 1, 3, count_include_pad=False)
+    cells = F.avg_pool2d(cells, 7, 1, 3, count_include_pad=False)  # 3 cells to each side
     return F.interpolate(cells, x.shape[1:], mode="bilinear")[0]
 
 def estimate_foreground(image, alpha):
     """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
     A composite of F has no halo. Forte: Approximate Fast Foreground Colour Estimation (ICIP 2021):
-    F and B are blurred, each by its share of a pixel, widely, then narrowly; what their composite
+    F is blurred weighted by α, B by 1 − α, widely, then narrowly; what the composite of both
     leaves unexplained of the image, alpha gives to F."""
     foreground = background = image
     for radius in (90, 6):
@@ -724,24 +722,27 @@ def matte(o):
     colours alone. What fails is named, and the rest go on; no photo is written over."""
     (net, size), out, failed = trained_net(o), pathlib.Path(o.out), 0
     out.mkdir(parents=True, exist_ok=True)
-    for place in map(pathlib.Path, o.photos):
+    paths = [pathlib.Path(path) for path in o.photos]
+    for path in paths:
         try:
-            for path in pictures(place).values() if place.is_dir() else [place]:
-                need(path.parent.resolve() != out.resolve(), f"{path}: lies in --out; take another")
-                photo = read(path)
-                alpha = to_picture(predict(net, photo, size)[0])
-                # colours are smooth where alpha is not 1: a coarse grid of them saves gigabytes
-                coarse = max(1, min(photo.size) // 512)
-                small = (to_tensor(x.reduce(coarse)) for x in (photo, alpha))
-                cutout = to_picture(estimate_foreground(*small)).resize(photo.size)
-                cutout.paste(photo, mask=alpha.point(lambda value: 255 * (value == 255)))
-                cutout.putalpha(alpha)
-                cutout.save(out / f"{path.stem}.png", compress_level=1)
-                print(out / f"{path.stem}.png", flush=True)
+            if path.is_dir():
+                paths += pictures(path).values()  # which this loop will come to
+                continue
+            need(path.parent.resolve() != out.resolve(), f"{path}: lies in --out; take another")
+            photo = read(path)
+            alpha = to_picture(predict(net, photo, size)[0])
+            # colours are smooth where alpha is not 1: a coarse grid of them saves gigabytes
+            coarse = max(1, min(photo.size) // 512)
+            small = (to_tensor(x.reduce(coarse)) for x in (photo, alpha))
+            cutout = to_picture(estimate_foreground(*small)).resize(photo.size)
+            cutout.paste(photo, mask=alpha.point(lambda value: 255 * (value == 255)))
+            cutout.putalpha(alpha)
+            cutout.save(out / f"{path.stem}.png", compress_level=1)
+            print(out / f"{path.stem}.png", flush=True)
         except Exception as problem:
             complain(problem)
             failed += 1
-    need(not failed, f"{failed} of {len(o.photos)} failed, see above; the rest is in {out}")
+    need(not failed, f"{failed} of {len(paths)} failed, see above; the rest is in {out}")
 
 # == 8  Command line =============================================================================
 
@@ -763,8 +764,8 @@ OPTIONS = [  # (option, the commands that have it by their initials, default, he
     ("size", "em", 0, "side of the pictures it was trained on; 0: as its file says"),
     ("width", "tcb", 32, "channels of the network's first stage"),
     ("batch", "tc", 8, "pictures in a step, over all ranks"),
-    ("teacher-steps", "tc", 2200, "steps of a teacher"),
-    ("steps", "tc", 1800, "steps of a student"),
+    ("teacher-steps", "tc", 1500, "steps of a teacher"),
+    ("steps", "tc", 2400, "steps of a student"),
     ("lr", "tc", 4e-3, "highest learning rate"),
     ("mix", "tc", 0.25, "share of composites in a student's batches, 0 to 1"),
     ("seed", "t", 0, "of everything random"),
@@ -797,12 +798,11 @@ def check(o):
     """Refuses options that make no sense, and settles what "auto" left to us."""
     for name, value in vars(o).items():
         least = name in ("width", "batch", "teacher_steps", "steps", "seeds")
-        need(not isinstance(value, (int, float)) or least <= value < (2 if name == "mix" else 2e9),
+        need(not isinstance(value, (int, float)) or least <= value <= (1 if name == "mix" else 2e9),
              f"--{name.replace('_', '-')} {value}: makes no sense, see --help")
-    need(o.command in ("eval", "matte") or o.size and o.size % 32 == 0,
+    need(o.command in ("eval", "matte") or (o.size > 0 and o.size % 32 == 0),
          f"--size {o.size}: the network takes multiples of 32")
-    share, rest = divmod(getattr(o, "batch", 2 * RANKS), RANKS)  # batch norm needs two cells
-    need(not rest and share * o.size != 32, f"--batch: take a multiple of {RANKS}, 2 or more each")
+    need(getattr(o, "batch", RANKS) % RANKS == 0, f"--batch: not a multiple of the {RANKS} ranks")
     need(vars(o).get("amp", "off") in ("auto", *HALF), "--amp: take auto, off, bf16 or fp16")
     need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", o.device), f"--device {o.device}: see --help")
     if o.device == "auto":
@@ -817,7 +817,7 @@ def complain(problem):
     """What the user can put right as one line on standard error; a bug of ours is raised again."""
     text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)}: {problem}"
     if not isinstance(problem, (UserError, OSError)):
-        if not re.search("(?i)memory|cuda|dynamo|inductor|StreamWriter", kind):
+        if not re.search("[def] mem|MemoryE|CUDA e|NVIDIA|dynamo|inductor|StreamW", kind):
             raise problem
         way = "lower --batch or --size" if "emory" in kind else "see README, When torch complains"
         text = f"{kind.splitlines()[0]}; {way}"
@@ -832,7 +832,8 @@ def main(argv=None):
             torch.cuda.set_device(o.device)
             torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
         if RANKS > 1:
-            distributed.init_process_group("gloo" if o.device == "cpu" else "nccl")
+            distributed.init_process_group("gloo" if o.device == "cpu" else "nccl",
+                                           timeout=48 * distributed.default_pg_timeout)  # a day
         COMMANDS[o.command][0](o)
         if RANKS > 1:  # after success alone: on any other way out torchrun ends the other ranks
             distributed.barrier()
