@@ -493,7 +493,6 @@ def train(o):
 
 # == 5  Evaluation: the field's metrics, the boundary's MAD, tables and pictures =================
 # Matting's claims live in a few percent of the pixels, which MSE hardly sees: hence a MAD of these.
-
 UNITS = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  # of tables
 
 def gradient(x):
