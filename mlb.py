@@ -91,9 +91,9 @@ def read(path, label=False, short=0):
     short: the short side in pixels that is enough, faster to decode. Raises UserError."""
     need(os.path.isfile(path), f"{path}: no such file; give another")  # a pipe would hang
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if short:
-                image.draft(None, (short, short))
+        # an opened file, not its path: Pillow would map grey TIFF files, and forget to turn them
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+            image.draft(None, [short or 10 ** 6] * 2)
             image = ImageOps.exif_transpose(image)
     except Exception as problem:  # decoders raise what they like on a damaged file
         raise UserError(f"{path}: can't be decoded ({problem}); replace it or take it out")
@@ -314,8 +314,7 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
     return terms
 
 # == 4  Training: a row is a training, and its file is its checkpoint and its result =============
-# `train` trains two of these rows, `compare` all, seed by seed. Students of a seed share first
-# weights and their samples: they differ in the share of composites and in labels alone.
+# Students of a seed share first weights and samples: they differ in mix and in labels alone.
 
 ROWS = {  # name: (share of D_m, None for --mix; what photos of D_s are labelled with; by whom)
     "teacher": (1.0, None, None), "guided teacher": (1.0, None, None),
@@ -446,7 +445,7 @@ def load(path, device="cpu"):
         state = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):
             net = MattingNet(state["options"]["width"], state["guided"])
-        net.load_state_dict(state["net"], assign=True)
+        net.load_state_dict(dict(state["net"]), assign=True)  # torch marks what it is given
         need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5, "its size is none")
         need(all(x.isfinite().all() for x in state["net"].values()), "a weight is not finite")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
@@ -706,8 +705,7 @@ def blur(x, radius):
 def estimate_foreground(image, alpha):
     """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
     A composite of F has no halo. Forte: Approximate Fast Foreground Colour Estimation (ICIP 2021):
-    F is blurred weighted by α, B by 1 − α, widely, then narrowly; what the composite of both
-    leaves unexplained of the image, alpha gives to F."""
+    F is blurred weighted by α, B by 1 − α, widely, then narrowly; alpha gives F what is left."""
     foreground = background = image
     for radius in (90, 6):
         share = blur(alpha, radius)
@@ -801,7 +799,8 @@ def check(o):
              f"--{name.replace('_', '-')} {value}: makes no sense, see --help")
     need(o.command in ("eval", "matte") or (o.size > 0 and o.size % 32 == 0),
          f"--size {o.size}: the network takes multiples of 32")
-    need(getattr(o, "batch", RANKS) % RANKS == 0, f"--batch: not a multiple of the {RANKS} ranks")
+    share, rest = divmod(vars(o).get("batch", 2 * RANKS), RANKS)
+    need(not rest and share * o.size != 32, f"--batch: no multiple of {RANKS} ranks, or too small")
     need(vars(o).get("amp", "off") in ("auto", *HALF), "--amp: take auto, off, bf16 or fp16")
     need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", o.device), f"--device {o.device}: see --help")
     if o.device == "auto":
@@ -816,7 +815,8 @@ def complain(problem):
     """What the user can put right as one line on standard error; a bug of ours is raised again."""
     text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)}: {problem}"
     if not isinstance(problem, (UserError, OSError)):
-        if not re.search("[def] mem|MemoryE|CUDA e|NVIDIA|dynamo|inductor|StreamW", kind):
+        if not re.search("of memory|allocate memory|MemoryError|CUDA e|NVIDIA|dynamo|inductor|"
+                         "StreamWriter|iostream|unexpected pos", kind):  # the last three: disk full
             raise problem
         way = "lower --batch or --size" if "emory" in kind else "see README, When torch complains"
         text = f"{kind.splitlines()[0]}; {way}"

@@ -801,7 +801,7 @@ def test_interrupted_by_ctrl_c_it_goes_on_to_the_same_bits(trained, tmp_path, ca
     toy, plain, _ = trained
     out, train_step, count = tmp_path / "out", mlb.train_step, itertools.count(1)
     monkeypatch.setattr(mlb, "train_step", lambda *given: next(count) in (4, 11) and
-                        signal.default_int_handler() or train_step(*given))
+                        signal.default_int_handler(2, None) or train_step(*given))
     monkeypatch.setattr(mlb, "SAVE_SECONDS", -1)
     for expected in (130, 130, 0):
         assert main(*tiny("train", toy, out, "--resume")) == expected
