@@ -203,7 +203,7 @@ class Mixer(torch.utils.data.Dataset):
         image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
         if self.backgrounds and not natural:
             background = clutter(self.window(self.backgrounds, rng), rng)
-            image = composite(image, target[..., None] / np.float32(255), background)
+            image = composite(image.astype("f4"), target[..., None] / np.float32(255), background)
             image = image.round().astype(np.uint8)
         image = degrade(image, rng).transpose(2, 0, 1)
         mask = hurried_mask(target, rng) if self.guided and not natural else target
