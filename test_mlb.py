@@ -807,7 +807,7 @@ HOLES = {  # number: function of mlb.py; tests ..._exercise01 to 10 guard them
 TOLD = {  # number: its answer where comments tell it; the file of the exercise does not
     1: ("1 where 0.05 < M < 0.95, else 0", "1 where low < M < high, else 0"),
     2: ("I = αF + (1 − α)B", "image = αF + (1 − α)B"), 3: ("α′·M′ + (1 − α′)·S",)}
-LIGHT = "image = degrade(image, rng).transpose(2, 0, 1)"
+LIGHT = "image = degrade(image, rng)"
 BUGS = {  # number: (text that mlb.py holds once, the bug, a test that notices it)
     1: ("return alpha * foreground +", "return alpha * (alpha * foreground) +",
         "test_a_person_stands_before_a_background_exercise05"),
@@ -817,11 +817,11 @@ BUGS = {  # number: (text that mlb.py holds once, the bug, a test that notices i
         "batch[key].to(device, non_blocking=True).float()", "test_what_the_loss_is_given"),
     4: ("AdamW(net.parameters(),", "AdamW(list(net.parameters())[:-2],",  # without the head
         "test_what_learns_and_what_does_not"),
-    5: (LIGHT, LIGHT + "\n        target = degrade(np.stack([target] * 3, 2), rng)[..., 0]",
+    5: (LIGHT, LIGHT + "\n        target = degrade(np.stack([target] * 3, 2), rng)[0]",
         "test_labels_of_samples_exercise05"),
     6: ("boundary.sum((1, 2, 3)).clamp(min=1)", "boundary.sum((1, 2, 3))",
         "test_loss_of_a_plain_picture_and_under_autocast_exercise09"),
-    7: (LIGHT, LIGHT.replace(".tr", "[..., [2, 1, 0]].tr"),  # BGR
+    7: (LIGHT, "image = degrade(image[..., [2, 1, 0]], rng)",  # BGR
         "test_a_person_stands_before_a_background_exercise05"),
     8: ("    run()\n    wait()\n", "    run()\n", "test_seconds_of_a_call"),
     9: ("entropy_with_logits(matte_logits, target)", "entropy_with_logits(matte, target)",

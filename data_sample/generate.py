@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SCALE = 4  # people are painted this much larger: a strand one stroke wide covers 1/4 pixel
-COUNTS = {"foreground": 12, "background": 24, "segmentation": 96, "test": 32}
+COUNTS = {"foreground": 24, "background": 24, "segmentation": 96, "test": 64}
 SHAPES = [(192, 240), (192, 192), (240, 192)]  # (width, height) of natural pictures
 PALETTES = np.array(list(bytes.fromhex(  # wall, light, 4 accents
     "f0dfc8 faf3e6 c96f4a 2f6f73 e0a83e 2b3a55  b4c7aa f2efe6 3f5f4a b3553a d9c2a0 6b4257"
