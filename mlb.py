@@ -35,7 +35,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 from torch import distributed, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -58,7 +58,7 @@ def note(text):
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
-REMEMBERED = 160  # so few pictures are decoded once, more at every use
+REMEMBERED = 160  # so many pictures are decoded once; of more, each at every use
 
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
@@ -122,7 +122,7 @@ def read_pair(photo, label=None, short=0):
         matte = read(label, True, short)
         aspects = matte.width / matte.height, image.width / image.height
         need(abs(aspects[0] / aspects[1] - 1) <= 0.02 + 0.5 / min(image.size),  # sides are rounded
-             f"{label}: {matte.size}, but {photo}: {image.size}; mend or take out one of them")
+             f"{label}: {matte.size}, but {photo}: {image.size}; take out one of them")
         image.putalpha(matte.resize(image.size))
     return np.array(image)
 
@@ -183,7 +183,6 @@ class Mixer(torch.utils.data.Dataset):
         self.composites, self.naturals = composites, naturals
         self.backgrounds = [(path,) for path in backgrounds]
         self.mix, self.size, self.seed, self.guided = mix, size, seed, guided
-        self.few = len(composites) + len(backgrounds) + len(naturals) <= REMEMBERED
 
     def __getitem__(self, i):
         """-> {"image": bytes 3×size×size, "target" (M or S), "mask": 1×size×size, "natural": bool}.
@@ -211,8 +210,9 @@ class Mixer(torch.utils.data.Dataset):
 
     def window(self, items, rng):
         """What a random square of a random item shows, half of them mirrored: size×size×C."""
-        item, decode = items[rng.integers(len(items))], read_once if self.few else read_pair
-        whole = decode(*item, short=math.ceil(self.size / SMALLEST_WINDOW))
+        decode = read_pair if len(items) > REMEMBERED else read_once
+        item, short = items[rng.integers(len(items))], math.ceil(self.size / SMALLEST_WINDOW)
+        whole = decode(*item, short=short)
         height, width, _ = whole.shape
         side = round(rng.uniform(SMALLEST_WINDOW, 1) * min(height, width))
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -234,10 +234,9 @@ def conv(inputs, outputs, stride=1, size=3):
 
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
-    The stem turns 4×4 pixels into a cell, the head predicts a cell's pixels at once. Yet 32
-    channels can't hold 16 colours, and hair is colour against colour: so the head also says how a
-    cell's matte follows each pixel's red, green and blue, the colour gate: the guided filter's
-    local linear model (He et al., ECCV 2010), learned. guided: masks N×1×H×W, a fourth channel."""
+    The stem turns 4×4 pixels into a cell, and 32 channels can't hold 16 colours, but hair is colour
+    against colour: so the head also says how a cell's matte follows each pixel's red, green, blue:
+    the colour gate, He et al.'s guided filter (ECCV 2010), learned. guided: also takes masks."""
     def __init__(self, width=32, guided=False):
         super().__init__()
         self.guided, w = guided, width
@@ -271,9 +270,6 @@ class MattingNet(nn.Module):
 # == 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte) =============
 # A prime marks what the teacher says: M_t is M′, alpha_t is α′. The loss serves both stages.
 
-# matte: semantics; laplacian: edges at every scale; detail: errors at the boundary; boundary: α
-WEIGHTS = {"matte": 1.0, "laplacian": 1.0, "detail": 1.0, "boundary": 1.0}
-
 def boundary_label(M, low=0.05, high=0.95):
     """The boundary α of a matte M: 1 where low < M < high, else 0 (the paper's boundary label).
     M in [0, 1], of any shape; α has its shape and type. It is where detail is: hair, fur, blur."""
@@ -297,21 +293,19 @@ def laplacian_loss(prediction, target, levels=4):
     return total / levels
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
-    """The loss of either stage: named 0-d terms and their "total", weighted by WEIGHTS.
-    All N×1×H×W, target in [0, 1], boundary in {0, 1}; computed in fp32, since a mean over a million
-    pixels needs its digits. Without a boundary the detail is 0."""
-    # the maps come interleaved from a channels-last network: slow to read one by one
-    matte_logits = matte_logits.float().contiguous()
-    boundary_logits = boundary_logits.float().contiguous()
-    target, boundary = target.float(), boundary.float()
+    """The loss of either stage: named 0-d terms and their sum, "total". All N×1×H×W, target in
+    [0, 1], boundary in {0, 1}. In fp32: a mean over a million pixels needs its digits."""
+    # matte: semantics; laplacian: edges at every scale; detail: errors at the boundary (none: 0)
+    # channels-last networks interleave their maps: contiguous, they are read faster
+    matte_logits, boundary_logits, target, boundary = (
+        x.float().contiguous() for x in (matte_logits, boundary_logits, target, boundary))
     matte = matte_logits.sigmoid()
     error = (boundary * (matte - target).abs()).sum((1, 2, 3))
     per_picture = error / boundary.sum((1, 2, 3)).clamp(min=1)
     terms = {"matte": F.binary_cross_entropy_with_logits(matte_logits, target),
              "laplacian": laplacian_loss(matte, target), "detail": per_picture.mean(),
              "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary)}
-    terms["total"] = sum(WEIGHTS[name] * term for name, term in terms.items())
-    return terms
+    return terms | {"total": sum(terms.values())}
 
 # == 4  Training: a row is a training, and its file is its checkpoint and its result =============
 # Students of a seed share first weights and samples: they differ in mix and in labels alone.
@@ -338,9 +332,8 @@ def open_data(o):
     if (root / "matte/background").is_dir():
         data["backgrounds"] = list(pictures(root / "matte/background").values())
     if (root / "segmentation/alpha").is_dir():
-        truths = pictures(root / "segmentation/alpha")
-        data["true mattes"] = [(photo, truths[photo.stem]) for photo, _ in masks
-                               if photo.stem in truths]
+        found = pictures(root / "segmentation/alpha")
+        data["true mattes"] = [(p, found[p.stem]) for p, _ in masks if p.stem in found]
     for pair in data["tests"]:  # a damaged one would spoil the end of a long run
         read_pair(*pair, short=o.size)
     return data
@@ -400,9 +393,9 @@ def fit(name, seed, o, data, path, teacher=None):
                   data["true mattes" if label == "true matte" else "masks"],
                   o.mix if mix is None else mix, o.size, 2 * seed + is_teacher, net.guided)
     if RANK == 0 and not log:  # what the network will be shown first
-        sheet(["image", "target", "mask"], [[Image.fromarray(layer) for layer in (
-            sample["image"].transpose(1, 2, 0), sample["target"][0], sample["mask"][0])]
-            for sample in map(mixer.__getitem__, range(8))], path.with_name("batch.png"))
+        keys = ["image", "target", "mask"]
+        sheet(keys, [[to_picture(torch.from_numpy(mixer[i][key]) / 255) for key in keys]
+                     for i in range(8)], path.with_name("batch.png"))
     shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
     loader = torch.utils.data.DataLoader(mixer, batch_sampler=shares, num_workers=o.workers,
                                          pin_memory=o.device != "cpu")
@@ -446,8 +439,8 @@ def load(path, device="cpu"):
         with torch.device("meta"):
             net = MattingNet(state["options"]["width"], state["guided"])
         net.load_state_dict(dict(state["net"]), assign=True)  # torch marks what it is given
-        need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5, "its size is none")
-        need(all(x.isfinite().all() for x in state["net"].values()), "a weight is not finite")
+        need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5
+             and all(x.isfinite().all() for x in state["net"].values()), "no finite numbers")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         raise UserError(f"{path}: not a whole file of this mlb.py ({str(problem)[:80]}); delete it "
                         "or take another --out or --weights")
@@ -459,9 +452,8 @@ def check_out(o, out):
     for path in sorted(out.glob("*.pt")):
         need(o.resume, f"{out}: holds a run; go on with it by --resume or take another --out")
         for name, value in load(path)[0]["options"].items():
-            mine, option = vars(o).get(name), name.replace("_", "-")
-            need(mine == value, f"{path}: made with --{option} {value}, not {mine}; give its "
-                                "options or take another --out")
+            need(vars(o).get(name) == value, f"{path}: made with --{name.replace('_', '-')} {value}"
+                                             "; give this again or take another --out")
 
 def train(o):
     """Trains a command's rows, seed by seed; the first rank of torchrun tells how good they are."""
@@ -497,15 +489,14 @@ UNITS = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  #
 def gradient(x):
     """|∇x| of an H×W array, H×W, by the first derivatives of a Gaussian with σ = 1.4 pixels: edges
     should be as steep as the truth's, not only near it (Rhemann et al., CVPR 2009)."""
-    t = np.arange(-6, 7)
-    smooth = np.exp(-0.5 * (t / 1.4) ** 2)
+    t = torch.arange(-6.0, 7, dtype=torch.double)
+    smooth = torch.exp(-0.5 * (t / 1.4) ** 2)
     smooth /= smooth.sum()
     slope = t / 1.4 ** 2 * smooth
-    def along(x, kernel):
-        """Correlates the columns with a kernel, which costs 6 pixels at either end."""
-        return sum(weight * x[k:len(x) - 12 + k] for k, weight in enumerate(kernel))
-    x = np.pad(x, 6, mode="symmetric")  # mirrored at the border; the kernels end at 4 σ
-    return np.hypot(along(along(x, slope).T, smooth), along(along(x, smooth).T, slope)).T
+    x = torch.from_numpy(np.pad(x, 6, mode="symmetric"))[None, None]  # the kernels end at 4 σ
+    down, across = (F.conv2d(F.conv2d(x, a.view(1, 1, 13, 1)), b.view(1, 1, 1, 13))
+                    for a, b in ((slope, smooth), (smooth, slope)))
+    return torch.hypot(down, across)[0, 0].numpy()
 
 def metrics(prediction, truth):
     """SAD, MSE, MAD and Grad of two H×W arrays in [0, 1], as P3M (Li et al. 2021) reports them:
@@ -522,9 +513,9 @@ def metrics(prediction, truth):
             "Boundary MAD": error[near].mean() if near.any() else math.nan}
 
 def to_picture(x):
-    """A tensor 3×H×W or H×W in [0, 1] as an RGB or L picture."""
+    """A tensor 3×H×W, 1×H×W or H×W in [0, 1] as an RGB or L picture."""
     array = (x.clamp(0, 1) * 255).round().byte().numpy()
-    return Image.fromarray(array if array.ndim == 2 else array.transpose(1, 2, 0))
+    return Image.fromarray(np.moveaxis(array, -3, -1).squeeze() if array.ndim == 3 else array)
 
 def to_tensor(picture):
     """An RGB or L picture as a tensor 3×H×W or 1×H×W in [0, 1]."""
@@ -613,8 +604,7 @@ def sheet(titles, rows, path):
     page, y = Image.new("RGB", (len(titles) * 228 + 4, 10 ** 4), "white"), 34
     for k, title in enumerate(titles):
         title = title.replace("′", "'").replace("α'", "boundary")  # what the font has
-        font, place = ImageFont.load_default(20), (228 * k + 116, 18)
-        ImageDraw.Draw(page).text(place, title, "black", font, anchor="mm")
+        ImageDraw.Draw(page).text((228 * k + 116, 18), title, "black", anchor="mm", font_size=20)
     for row in rows:
         for k, picture in enumerate(row):
             picture.thumbnail((224, 224))
