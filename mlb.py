@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 # Copyright (c) 2026 the authors of mlb
 """Matte Label Blending (MLB): weakly semi-supervised human matting in one file, to read beside
@@ -131,8 +130,7 @@ read_once = functools.lru_cache(REMEMBERED)(read_pair)
 def degrade(image, rng):
     """A picture, bytes H×W×3, out of focus, under other light, with a sensor's noise: 3×H×W."""
     if rng.random() < 0.3:
-        lens = ImageFilter.BoxBlur(rng.uniform(0, 2))
-        image = np.asarray(Image.fromarray(image).filter(lens))
+        image = np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(rng.uniform(0, 2))))
     tint, curve = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), rng.uniform(-0.3, 0.3)
     x = np.linspace(0, 1, 256)  # what a level becomes: nearly a gamma, by a parabola
     light = np.outer(tint, 255 * x * (1 + curve - curve * x)).round().clip(0, 255).astype(np.uint8)
@@ -174,10 +172,9 @@ def hurried_mask(matte, rng):
     return np.uint8(255) * (np.asarray(mask.resize(size, Image.BILINEAR)) > 127)
 
 class Mixer(torch.utils.data.Dataset):
-    """The dataset mixer: composites (D_m) and natural photos (D_s), drawn at random without end.
-    Sample i is a pure function of (seed, i), to the last bit: its source, files and augmentation.
-    So a run resumes exactly, workers change nothing, and ranks share by taking every n-th index.
-    composites: (foreground, alpha) paths; backgrounds: paths, or none: photos stay as they are;
+    """The dataset mixer of composites (D_m) and natural photos (D_s). Sample i is a pure function
+    of (seed, i), to the last bit: a run resumes exactly, workers change nothing, ranks take every
+    n-th. composites: (foreground, alpha) paths; backgrounds: paths, or none: photos as they are;
     naturals: (photo, label) paths; mix: share of composites; guided: these get a hurried mask."""
     def __init__(self, composites, backgrounds, naturals, mix, size, seed=0, guided=False):
         self.composites, self.naturals = composites, naturals
@@ -327,13 +324,13 @@ def open_data(o):
     root = pathlib.Path(o.data)
     masks = pairs(root / "segmentation/image", root / "segmentation/mask")[:o.masks or None]
     data = {"mattes": pairs(root / "matte/foreground", root / "matte/alpha")[:o.mattes or None],
-            "backgrounds": [], "masks": masks, "true mattes": [],
-            "tests": pairs(root / "test/image", root / "test/alpha")}
+            "backgrounds": [], "masks": masks, "true mattes": []}
     if (root / "matte/background").is_dir():
         data["backgrounds"] = list(pictures(root / "matte/background").values())
     if (root / "segmentation/alpha").is_dir():
         found = pictures(root / "segmentation/alpha")
         data["true mattes"] = [(p, found[p.stem]) for p, _ in masks if p.stem in found]
+    data["tests"] = pairs(root / "test/image", root / "test/alpha")
     for pair in data["tests"]:  # a damaged one would spoil the end of a long run
         read_pair(*pair, short=o.size)
     return data
@@ -447,19 +444,15 @@ def load(path, device="cpu"):
     net = net.float().to(device, memory_format=torch.channels_last)
     return state, net.eval().requires_grad_(False)
 
-def check_out(o, out):
-    """Refuses an --out that holds a run, but for --resume with the options it was made with."""
-    for path in sorted(out.glob("*.pt")):
-        need(o.resume, f"{out}: holds a run; go on with it by --resume or take another --out")
-        for name, value in load(path)[0]["options"].items():
-            need(vars(o).get(name) == value, f"{path}: made with --{name.replace('_', '-')} {value}"
-                                             "; give this again or take another --out")
-
 def train(o):
     """Trains a command's rows, seed by seed; the first rank of torchrun tells how good they are."""
     data, out, scores, begun = open_data(o), pathlib.Path(o.out), {}, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    check_out(o, out)
+    for path in sorted(out.glob("*.pt")):  # nothing old may pass for new
+        need(o.resume, f"{out}: holds a run; go on with it by --resume or take another --out")
+        for name, value in load(path)[0]["options"].items():
+            need(vars(o).get(name) == value, f"{path}: made with --{name.replace('_', '-')} {value}"
+                                             "; give this again or take another --out")
     if o.command == "compare":
         seeds = range(o.seeds)
         names = [name for name in ROWS if data["true mattes"] or name != "upper bound"]
@@ -490,8 +483,7 @@ def gradient(x):
     """|∇x| of an H×W array, H×W, by the first derivatives of a Gaussian with σ = 1.4 pixels: edges
     should be as steep as the truth's, not only near it (Rhemann et al., CVPR 2009)."""
     t = torch.arange(-6.0, 7, dtype=torch.double)
-    smooth = torch.exp(-0.5 * (t / 1.4) ** 2)
-    smooth /= smooth.sum()
+    smooth = torch.softmax(-0.5 * (t / 1.4) ** 2, 0)  # a Gaussian, its sum 1
     slope = t / 1.4 ** 2 * smooth
     x = torch.from_numpy(np.pad(x, 6, mode="symmetric"))[None, None]  # the kernels end at 4 σ
     down, across = (F.conv2d(F.conv2d(x, a.view(1, 1, 13, 1)), b.view(1, 1, 1, 13))
@@ -524,9 +516,8 @@ def to_tensor(picture):
 
 def predict(net, photo, size, mask=None):
     """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size, by a net trained at
-    size pixels; a guided one needs its mask, an L picture. The short side is scaled to size / 0.85,
-    since training windows showed 0.85 of it; each side is rounded to a multiple of 32."""
-    scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)
+    size pixels; a guided one needs its mask, an L picture. Sides are rounded to multiples of 32."""
+    scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)  # windows showed 0.85 of it
     sides = [max(32, 32 * round(scale * side / 32)) for side in photo.size]
     seen = [to_tensor(x.resize(sides, Image.BILINEAR)) for x in (photo, mask) if x]
     x = torch.cat(seen)[None].to(next(net.parameters()).device, memory_format=torch.channels_last)
@@ -694,8 +685,7 @@ def blur(x, radius):
 
 def estimate_foreground(image, alpha):
     """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
-    A composite of F has no halo. Forte: Approximate Fast Foreground Colour Estimation (ICIP 2021):
-    F is blurred weighted by α, B by 1 − α, widely, then narrowly; alpha gives F what is left."""
+    Forte (ICIP 2021): F is blurred weighted by α, B by 1 − α, widely, then narrowly."""
     foreground = background = image
     for radius in (90, 6):
         share = blur(alpha, radius)
