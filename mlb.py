@@ -52,12 +52,12 @@ def note(text):
     print("mlb: note: " + text.replace("\n", " "), file=sys.stderr, flush=True)
 
 # == 1  Data: pairs, decoding, compositing, augmentation, the dataset mixer ======================
-# Composites have exact mattes but look unnatural: light, noise and clutter narrow that gap. All is
-# done by numpy and on bytes, so that the number of threads changes no bit.
+# Composites have exact mattes but look unnatural: light, noise and clutter narrow that gap. Random
+# numbers are numpy's and pictures are bytes, so that the number of threads changes no bit.
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
-REMEMBERED = 160  # so many pictures are decoded once; of more, each at every use
+REMEMBERED = 160  # a list of so few pictures is decoded once, a longer one at every use
 
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
@@ -128,7 +128,7 @@ def read_pair(photo, label=None, short=0):
 read_once = functools.lru_cache(REMEMBERED)(read_pair)
 
 def degrade(image, rng):
-    """A picture, bytes H×W×3, out of focus, under other light, with a sensor's noise: 3×H×W."""
+    """A picture, bytes H×W×3, under other light, 3 of 10 out of focus, 3 of 10 noisy: 3×H×W."""
     if rng.random() < 0.3:
         image = np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(rng.uniform(0, 2))))
     tint, curve = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), rng.uniform(-0.3, 0.3)
@@ -141,8 +141,8 @@ def degrade(image, rng):
     return image
 
 def clutter(background, rng):
-    """A background, bytes H×W×3, 7 of 10 with shapes drawn on it: before plain ones a teacher takes
-    whatever has an edge for a person, and whatever has hair."""
+    """A background, bytes H×W×3, 7 of 10 with shapes drawn on it: trained on plain ones alone, a
+    teacher takes every edge, and all that is hairy, for a person."""
     picture = Image.fromarray(background)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(1, 8) if rng.random() < 0.7 else 0):
@@ -220,7 +220,7 @@ class Mixer(torch.utils.data.Dataset):
         return shown.permute(1, 2, 0).numpy()
 
 # == 2  Model: the compact real-time encoder-decoder =============================================
-# A layer at full resolution costs 16 times one at a quarter: only the first and the last see it.
+# A layer at full resolution costs 16 times one at a quarter: all work at a quarter or below.
 
 def conv(inputs, outputs, stride=1, size=3):
     """Convolution, batch norm, ReLU: N×inputs×H×W -> N×outputs×H/stride×W/stride. No bias: batch
@@ -231,9 +231,9 @@ def conv(inputs, outputs, stride=1, size=3):
 
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
-    The stem turns 4×4 pixels into a cell, and 32 channels can't hold 16 colours, but hair is colour
-    against colour: so the head also says how a cell's matte follows each pixel's red, green, blue:
-    the colour gate, He et al.'s guided filter (ECCV 2010), learned. guided: also takes masks."""
+    The stem makes a cell of 4×4 pixels, whose 48 values 32 channels can't hold, but hair is colour
+    against colour. So the head adds, a cell, three weights of each pixel's red, green and blue: the
+    colour gate, He et al.'s filter (ECCV 2010), learned. guided: takes masks, a fourth channel."""
     def __init__(self, width=32, guided=False):
         super().__init__()
         self.guided, w = guided, width
@@ -292,13 +292,13 @@ def laplacian_loss(prediction, target, levels=4):
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage: named 0-d terms and their sum, "total". All N×1×H×W, target in
     [0, 1], boundary in {0, 1}. In fp32: a mean over a million pixels needs its digits."""
-    # matte: semantics; laplacian: edges at every scale; detail: errors at the boundary (none: 0)
     # channels-last networks interleave their maps: contiguous, they are read faster
     matte_logits, boundary_logits, target, boundary = (
         x.float().contiguous() for x in (matte_logits, boundary_logits, target, boundary))
     matte = matte_logits.sigmoid()
     error = (boundary * (matte - target).abs()).sum((1, 2, 3))
     per_picture = error / boundary.sum((1, 2, 3)).clamp(min=1)
+    # matte: semantics; laplacian: edges at every scale; detail: M at the boundary; boundary: where
     terms = {"matte": F.binary_cross_entropy_with_logits(matte_logits, target),
              "laplacian": laplacian_loss(matte, target), "detail": per_picture.mean(),
              "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary)}
@@ -319,8 +319,7 @@ HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
 
 def open_data(o):
-    """The data set of --data: lists of paths, by what they are for. Raises UserError for what is
-    missing or does not fit, before any time is spent on training."""
+    """The data set of --data: lists of paths, by use. Raises UserError for what is missing."""
     root = pathlib.Path(o.data)
     masks = pairs(root / "segmentation/image", root / "segmentation/mask")[:o.masks or None]
     data = {"mattes": pairs(root / "matte/foreground", root / "matte/alpha")[:o.mattes or None],
@@ -389,7 +388,7 @@ def fit(name, seed, o, data, path, teacher=None):
     mixer = Mixer(data["mattes"], data["backgrounds"],
                   data["true mattes" if label == "true matte" else "masks"],
                   o.mix if mix is None else mix, o.size, 2 * seed + is_teacher, net.guided)
-    if RANK == 0 and not log:  # what the network will be shown first
+    if RANK == 0 and not log:  # its first samples, before any blending
         keys = ["image", "target", "mask"]
         sheet(keys, [[to_picture(torch.from_numpy(mixer[i][key]) / 255) for key in keys]
                      for i in range(8)], path.with_name("batch.png"))
@@ -435,7 +434,7 @@ def load(path, device="cpu"):
         state = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):
             net = MattingNet(state["options"]["width"], state["guided"])
-        net.load_state_dict(dict(state["net"]), assign=True)  # torch marks what it is given
+        net.load_state_dict(dict(state["net"]), assign=True)  # a copy: torch marks it
         need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5
              and all(x.isfinite().all() for x in state["net"].values()), "no finite numbers")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
@@ -517,7 +516,7 @@ def to_tensor(picture):
 def predict(net, photo, size, mask=None):
     """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size, by a net trained at
     size pixels; a guided one needs its mask, an L picture. Sides are rounded to multiples of 32."""
-    scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)  # windows showed 0.85 of it
+    scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)  # training showed 0.85 of it
     sides = [max(32, 32 * round(scale * side / 32)) for side in photo.size]
     seen = [to_tensor(x.resize(sides, Image.BILINEAR)) for x in (photo, mask) if x]
     x = torch.cat(seen)[None].to(next(net.parameters()).device, memory_format=torch.channels_last)
@@ -526,9 +525,9 @@ def predict(net, photo, size, mask=None):
         maps = torch.cat(net(x[:, :3], x[:, 3:]), 1).float().sigmoid()
         return F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
 
-def evaluate(items, mattes_of, picture=None):
+def evaluate(items, mattes_of, path_of_sheet=None, last="truth"):
     """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of
-    items, (photo's path, truth's path). At picture: a sheet of the three with most hair."""
+    items, (photo's path, truth's path). On the sheet: the three with most hair, the truth last."""
     scores, shown = {}, []
     for path, label in items:
         truth = read(label, True)
@@ -539,9 +538,9 @@ def evaluate(items, mattes_of, picture=None):
         hair = boundary_label(to_tensor(truth)).mean()
         shown.append((hair, [photo, *map(to_picture, mattes.values()), truth]))
         shown = sorted(shown, key=lambda entry: entry[0], reverse=True)[:3]
-    if picture:
-        rows = [row for _, pictures in shown for row in close_ups(pictures)]
-        sheet(["photo", *scores, "truth"], rows, picture)
+    if path_of_sheet:
+        rows = [row for _, cells in shown for row in close_ups(cells)]
+        sheet(["photo", *scores, last], rows, path_of_sheet)
     return {name: {metric: torch.DoubleTensor([score[metric] for score in found]).nanmean().item()
                    for metric in UNITS} for name, found in scores.items()}
 
@@ -562,7 +561,8 @@ def evaluate_rows(nets, size, data, out):
     scores = evaluate(data["tests"], lambda photo, _: {
         name: predict(net, photo, size)[0] for name, net in seeing.items()}, out / "mattes.png")
     known = data["true mattes"][:200]  # of thousands it would take hours
-    labels = evaluate(known or data["masks"][:3], labels_of, out / "labels.png")
+    labels = evaluate(known or data["masks"][:3], labels_of, out / "labels.png",
+                      "truth" if known else "S")
     return scores | {f"labels {kind}": labels[kind] for kind in ("S", "M′", "B", "B guided")
                      if known and kind in labels}
 
@@ -579,19 +579,19 @@ def table(scores):
     return "\n".join(f"| {row:17} | {' | '.join(f'{cell:>16}' for cell in cells)} |"
                      for row, *cells in lines)
 
-def close_ups(pictures):
+def close_ups(cells):
     """Three rows of a sheet: a photo, its mattes and, last, the truth, whole; the 56×56 pixels with
     most boundary, four times as large; the photo again, and the error |matte − truth| there."""
-    alpha, side = boundary_label(to_tensor(pictures[-1])), min(56, *pictures[-1].size)
-    share = F.avg_pool2d(alpha, side, 1)[0]
+    side = min(56, *cells[-1].size)
+    share = F.avg_pool2d(sum(boundary_label(to_tensor(x)) for x in cells[-2:]), side, 1)[0]
     top, left = divmod(share.argmax().item(), share.shape[1])
     box = left, top, left + side, top + side
-    crops = [x.crop(box).resize((224, 224), Image.NEAREST) for x in pictures]
+    crops = [x.crop(box).resize((224, 224), Image.NEAREST) for x in cells]
     errors = [ImageChops.difference(x, crops[-1]) for x in crops[1:-1]]
-    return [[ImageOps.contain(x, (112, 112)) for x in pictures], crops, [crops[0], *errors]]
+    return [[ImageOps.contain(x, (112, 112)) for x in cells], crops, [crops[0], *errors]]
 
 def sheet(titles, rows, path):
-    """Saves rows of pictures under titles: 7 cells of 224 pixels are a projector's 1,600."""
+    """Saves rows of pictures under titles: cells of 224 pixels: seven fill a projector."""
     page, y = Image.new("RGB", (len(titles) * 228 + 4, 10 ** 4), "white"), 34
     for k, title in enumerate(titles):
         title = title.replace("′", "'").replace("α'", "boundary")  # what the font has
@@ -719,7 +719,7 @@ def matte(o):
         except Exception as problem:
             complain(problem)
             failed += 1
-    need(not failed, f"{failed} of {len(paths)} failed, see above; the rest is in {out}")
+    need(not failed, f"{failed} failed, see above; the rest is in {out}")
 
 # == 8  Command line =============================================================================
 
@@ -779,7 +779,7 @@ def check(o):
              f"--{name.replace('_', '-')} {value}: makes no sense, see --help")
     need(o.command in ("eval", "matte") or (o.size > 0 and o.size % 32 == 0),
          f"--size {o.size}: the network takes multiples of 32")
-    share, rest = divmod(vars(o).get("batch", 2 * RANKS), RANKS)
+    share, rest = divmod(vars(o).get("batch", 0), RANKS)
     need(not rest and share * o.size != 32, f"--batch: no multiple of {RANKS} ranks, or too small")
     need(vars(o).get("amp", "off") in ("auto", *HALF), "--amp: take auto, off, bf16 or fp16")
     need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", o.device), f"--device {o.device}: see --help")

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 """What mlb.py promises, in its own order; slow checks last: python -m pytest [-m "not slow"]
-
 MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: mlb.py with a function left
 for you to write (HOLES), or with a bug to find (BUGS):
     python test_mlb.py hole 3 > my_mlb.py && MLB=my_mlb python -m pytest -k exercise03
@@ -30,37 +29,30 @@ def same(got, expected, tolerance=1e-6):
     assert got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}"
     off = np.abs(got - expected).max()
     assert off <= tolerance, f"expected {expected}, got {got}, off by {off:.3g}"
-
 def main(*arguments):
     try: return mlb.main([str(a) for a in arguments])
     except SystemExit as stop: return stop.code  # argparse's way
-
 def fails(capsys, *arguments):
     """Runs a command that must end in one line of error and status 2; returns the line."""
     assert main(*arguments) == 2
     lines = [x for x in capsys.readouterr().err.strip().splitlines() if x[:10] != "mlb: note:"]
     assert len(lines) == 1 and lines[0].startswith("mlb: error: "), lines
     return lines[0]
-
 def script(text, *arguments, **more):
     command = [sys.executable, "-c", f"import sys, time, torch, {NAME} as mlb\n{text}"]
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": HERE} | more
     return subprocess.Popen([*command, *map(str, arguments)], **more)
-
 def saved(path, array, mode=None, **extra):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(array, np.uint8)).convert(mode).save(path, **extra)
     return path
-
 def picture(path, size=(40, 40), seed=0, **extra):
     return saved(path, rng_of(seed).integers(0, 256, (*size[::-1], 3)), "RGB", **extra)
-
 def disc(path, size=(40, 40), mode="L", soft=1, share=1 / 3):
     """Writes a label: a white disc on black; its edge is soft pixels wide, 0 for a hard one."""
     y, x = np.mgrid[:size[1], :size[0]]
     inside = min(size) * share - np.hypot(x - size[0] / 2, y - size[1] / 2)
     return saved(path, 255 * (inside / max(soft, 1e-9) + 0.5).clip(0, 1), mode)
-
 def make_toy(root):
     """A toy data set in the layout of data_sample: 3 cut-outs, 2 backgrounds, 4 photos, 2 tests."""
     for folder, count in {"matte/foreground": 3, "matte/background": 2, "segmentation/image": 4,
@@ -77,21 +69,17 @@ def toy(tmp_path): return make_toy(tmp_path / "toy")
 def tiny(command, toy, out, *more):
     text = "--size 32 --width 8 --batch 4 --teacher-steps 5 --steps 6 --device cpu"
     return [command, "--data", str(toy), "--out", str(out), *text.split(), *map(str, more)]
-
 def mixer(data, mix, size=32, seed=0, guided=False):
     m, s = data / "matte", data / "segmentation"
     backgrounds = list(mlb.pictures(m / "background").values())
     return mlb.Mixer(mlb.pairs(m / "foreground", m / "alpha"), backgrounds,
                      mlb.pairs(s / "image", s / "mask"), mix, size, seed, guided)
-
 def state(path): return torch.load(path, weights_only=True)
 def weights(out, row="MLB.0"):
     return torch.cat([v.flatten().double() for v in state(out / f"{row}.pt")["net"].values()])
-
 def log(path):
     names, *rows = csv.reader(io.StringIO(path.read_text()))
     return dict(zip(names, np.array(rows, float).T.tolist()))
-
 def files_of(folder):
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
 
@@ -119,7 +107,7 @@ def compared(tmp_path_factory):
 def test_pictures_pair_by_stem_nested_and_linked_and_strays_do_not(tmp_path, capsys):
     root, i, m = (tmp_path / name for name in "rim")
     for name in ("r/b.JPG", "r/a/c.png", "r/._b.jpg", "r/notes.txt", "e/d.webp", "e.tif", "i/1.png",
-                 "i/2.png", "i/4.png", "i/7.png", "m/1.jpg", "m/3.jpg", "x/9.png"):
+                 "i/2.png", "i/4.png", "i/7.png", "m/1.jpg", "m/3.jpg"):
         saved(tmp_path / name, np.zeros((40, 40)), format="PNG")
     (root / "folder").symlink_to(tmp_path / "e")
     (root / "f.tif").symlink_to(tmp_path / "e.tif")
@@ -132,7 +120,6 @@ def test_pictures_pair_by_stem_nested_and_linked_and_strays_do_not(tmp_path, cap
     assert [f"{k}." in said for k in (2, 3, 4, 7)] == [True] * 3 + [False], "three are named"
     with raises(mlb.UserError, match=r"b\.(png|JPG).*same name.*b\.(png|JPG)"): mlb.pictures(root)
     with raises(mlb.UserError, match="none"): mlb.pictures(root / "none")
-    with raises(mlb.UserError, match="i: no "): mlb.pairs(i, tmp_path / "x")
 
 TURNS = {5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1),
          7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: lambda x: np.rot90(x)}
@@ -144,7 +131,7 @@ def test_photos_and_labels_are_read_upright(suffix, turn, tmp_path):
     pair = mlb.read_pair(photo, saved(tmp_path / f"l.{suffix}", array[..., 0], exif=exif))
     same(pair, TURNS[turn](np.dstack([array, array[..., 0]])), 4 if suffix == "jpg" else 0)
 
-def test_labels_of_every_kind_mean_the_same(tmp_path):
+def test_labels_of_every_kind_mean_the_same_or_are_refused(tmp_path):
     truth = np.asarray(Image.open(disc(tmp_path / "L.png", soft=0)))
     for mode in ("1", "RGB", "RGBA"): disc(tmp_path / f"{mode}.png", mode=mode, soft=0)
     saved(tmp_path / "zero_one.png", truth // 255)
@@ -153,18 +140,16 @@ def test_labels_of_every_kind_mean_the_same(tmp_path):
     for path in sorted(tmp_path.iterdir()):
         label = mlb.read(path, label=True)
         assert label.mode == "L" and np.array_equal(np.asarray(label), truth), path
-
-@cases("kind", ["palette", "colour", "opaque", "deep", "float", "two", "classes", "cmyk"])
-def test_a_label_that_could_mean_several_things_is_refused(kind, tmp_path):
-    truth = np.asarray(Image.open(disc(tmp_path / "L.png", soft=0)))
     red = Image.fromarray(np.dstack([truth, truth // 2, truth]))
-    path = tmp_path / f"{kind}.{dict(float='tif', cmyk='jpg').get(kind, 'png')}"
-    {"palette": Image.fromarray(truth).convert("P"), "colour": red, "opaque": red.convert("RGBA"),
-     "deep": Image.fromarray(truth.astype(np.uint16) * 257), "cmyk": red.convert("CMYK"),
-     "float": Image.fromarray(truth.astype(np.float32)), "two": Image.fromarray(truth // 255 * 2),
-     "classes": Image.fromarray(truth // 255 * 127)}[kind].save(path)
-    for label in (True, False) if kind in ("deep", "float") else (True,):
-        with raises(mlb.UserError, match=f"{kind}.*save it"): mlb.read(path, label)
+    for name, image in {"deep.png": Image.fromarray(truth.astype(np.uint16) * 257),
+                        "float.tif": Image.fromarray(truth.astype(np.float32)),
+                        "palette.png": Image.fromarray(truth).convert("P"), "colour.png": red,
+                        "opaque.png": red.convert("RGBA"), "cmyk.jpg": red.convert("CMYK"),
+                        "two.png": Image.fromarray(truth // 255 * 2),
+                        "classes.png": Image.fromarray(truth // 255 * 127)}.items():
+        image.save(tmp_path / name)
+        for label in (True, False) if name in ("deep.png", "float.tif") else (True,):
+            with raises(mlb.UserError, match=f"{name}.*save it"): mlb.read(tmp_path / name, label)
 
 def hostile(folder):
     jpg, png = (picture(folder / f"whole.{x}", (300, 300)).read_bytes() for x in ("jpg", "png"))
@@ -172,8 +157,7 @@ def hostile(folder):
     for name, content in {"zero.jpg": b"", "cut.jpg": jpg[:9999], "cut.png": png[:9999],
                           "eps.png": eps, "ünï\nçødé.jpg": b"x", "-dash.jpg": b"x"}.items():
         (folder / name).write_bytes(content)
-    for name, size in {"small.png": (15, 40), "thin.png": (16, 257), "flat.png": (257, 16)}.items():
-        picture(folder / name, size)
+    for k, size in enumerate([(15, 40), (16, 257), (257, 16)]): picture(folder / f"{k}.png", size)
     Image.new("1", (20000, 20000)).save(folder / "bomb.png")
     (folder / "circle.jpg").symlink_to("circle.jpg")
     (folder / "folder.jpg").mkdir()
@@ -182,7 +166,6 @@ def hostile(folder):
         "gone.jpg": folder / "gone.jpg"}
 
 def test_a_pair_is_one_picture_and_of_one_aspect(tmp_path):
-    """A JPEG decodes at an eighth, a PNG does not: what is left of both lies pixel upon pixel."""
     photo, mask = (disc(tmp_path / name, (1010, 900), "RGB") for name in ("p.jpg", "p.png"))
     for short in (0, 50, 130, 899):
         pair = mlb.read_pair(photo, mask, short)
@@ -192,14 +175,35 @@ def test_a_pair_is_one_picture_and_of_one_aspect(tmp_path):
     photo, label = picture(tmp_path / "q.png", (100, 100)), tmp_path / "l.png"
     for size in ((100, 101), (101, 100), (50, 50)):
         assert mlb.read_pair(photo, disc(label, size)).shape == (100, 100, 4)
-    for size in ((100, 103), (50, 48)):
-        with raises(mlb.UserError, match="l.png.*q.png"): mlb.read_pair(photo, disc(label, size))
+    with raises(mlb.UserError, match="l.png.*q.png"): mlb.read_pair(photo, disc(label, (100, 103)))
 
 def test_composite_exercise02():
     same(mlb.composite(np.array([1.0, 0.5, 0]), 0.25, np.array([0, 0.5, 1])), [0.25, 0.5, 0.75])
     F, B, a = rng_of(0).random((3, 4, 5)), rng_of(1).random((3, 4, 5)), rng_of(2).random((1, 4, 5))
     same(mlb.composite(F, np.ones_like(a), B), F)
     same((mlb.composite(F, a, B) - B) / (F - B), np.broadcast_to(a, F.shape))  # solved for alpha
+
+def test_degrade_changes_light_focus_and_noise_in_bounds():
+    grey, edge = np.full((32, 32, 3), 128, np.uint8), np.zeros((32, 32, 3), np.uint8)
+    edge[:, 16:] = 255
+    x, y = (np.stack([mlb.degrade(photo, rng_of(k)) for k in range(300)]) for photo in (grey, edge))
+    means, noise, tint = x.mean((1, 2, 3)), x.std((2, 3)).mean(1), x.mean((2, 3))
+    assert 85 < means.min() < 105 and 152 < means.max() < 180 and 120 < means.mean() < 136, "light"
+    assert 0.22 < (noise > 1).mean() < 0.37 and 8 < noise.max() < 11.5, "some have noise"
+    assert 1.08 < (tint.max(1) / tint.min(1)).max() < 1.11, "light has a colour"
+    quiet = y[y[..., :8].std((1, 2, 3)) == 0][:, 0, 16, 13:16].astype(int)
+    assert 0.17 < (quiet[:, 2] > 5).mean() < 0.35, "some are blurred"
+    assert 80 < quiet[:, 2].max() < 130 and quiet[:, 0].max() < 5, "by two pixels at most"
+
+def test_clutter_draws_on_a_copy_of_a_background():
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    x = np.stack([mlb.clutter(grey, rng_of(k)) for k in range(300)])
+    share, where = (x != 128).any(3).mean((1, 2)), (x != 128).any(3).mean(0)
+    colours = [len(set(y[..., 0].flat)) - 1 for y in x]
+    assert 0.25 < (share == 0).mean() < 0.38, "3 of 10 backgrounds are left as they are"
+    assert 0.1 < share.mean() < 0.25 and 0.45 < share.max() < 0.95 and (grey == 128).all()
+    assert max(colours) in (6, 7) and 1.9 < np.mean(colours) < 3.5, "one to seven shapes"
+    assert where.min() > 0.02 and where.max() < 0.4, "everywhere, and nowhere always"
 
 def test_hurried_mask_exercise08():
     y, x = np.mgrid[:128, :128] - 64
@@ -208,7 +212,6 @@ def test_hurried_mask_exercise08():
     masks = np.stack([mlb.hurried_mask(matte, rng_of(k)) for k in range(60)])
     assert masks.shape == (60, 128, 128) and masks.dtype == np.uint8
     assert set(np.unique(masks)) == {0, 255}, f"expected 0 and 255, got {np.unique(masks)}"
-    assert np.array_equal(masks[7], mlb.hurried_mask(matte, rng_of(7))), "a function of its seed"
     found = masks > 0
     overlap = (found & body).sum((1, 2)) / (found | body).sum((1, 2))
     assert overlap.min() > 0.55 and 0.8 < overlap.mean() < 0.985, overlap
@@ -221,8 +224,6 @@ def equal(x, y):
 def test_samples_are_bytes_made_of_seed_and_index_alone_exercise05(toy):
     a, b, c = (mixer(toy, 0.5, guided=True, seed=seed) for seed in (0, 0, 1))
     assert all(equal(a[i], b[i]) for i in (3, 0, 7, 2, 0))
-    plain = mlb.Mixer(a.composites, [p for p, in a.backgrounds], a.naturals, 0.5, 32)
-    assert all(equal(plain[i], mixer(toy, 0.5)[i]) for i in range(6)), "seed 0 where none is given"
     assert not any(map(equal, [a[0], a[0], a[1]], [a[1], c[0], c[0]]))
     for mix, guided in product((0, 1), (False, True)):
         samples = [mixer(toy, mix, guided=guided)[i] for i in range(8)]
@@ -296,12 +297,11 @@ def test_a_damaged_file_is_named_and_another_takes_its_place(toy, capsys):
 
 # ---------------------------------------------------------------- 2 Model
 @cases("guided", [False, True])
-def test_net_gives_two_full_size_maps_and_takes_multiples_of_32(guided):
+def test_net_gives_two_full_size_maps(guided):
     net, x = mlb.MattingNet(8, guided).eval(), torch.rand(1, 3, 64, 96)
     (matte, boundary), (other, _) = (net(x, torch.rand(1, 1, 64, 96)) for _ in range(2))
     assert matte.shape == boundary.shape == (1, 1, 64, 96) and not torch.equal(matte, boundary)
     assert torch.equal(matte, other) != guided, "only a guided net looks at the mask"
-    with raises((ValueError, RuntimeError)): net(x[..., :70], x[:, :1, :, :70])
 
 # ---------------------------------------------------------------- 3 MLB
 def test_boundary_label_exercise01():
@@ -335,7 +335,7 @@ def test_mlb_loss_by_hand_exercise09():
     (target, boundary), zero = zeros(2, 2, 1, 16, 16), zeros(2, 1, 16, 16)
     target[..., :8], boundary[..., :4] = 1, 1
     terms = mlb.mlb_loss(zero, zero, target, boundary)
-    assert list(terms) == TERMS and all(t.shape == () for t in terms.values())
+    assert {*terms} == {*TERMS} and all(t.shape == () for t in terms.values())
     same([terms["matte"], terms["boundary"], terms["detail"]], [math.log(2), math.log(2), 0.5])
     same(terms["laplacian"], mlb.laplacian_loss(zero + 0.5, target))
     sure = mlb.mlb_loss(50 * (2 * target - 1), 50 * (2 * boundary - 1), target, boundary)
@@ -438,6 +438,21 @@ def test_what_learns_and_what_does_not(toy):
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert student.down4[1].num_batches_tracked == 1, "it trains in training mode"
 
+def test_checkpoints_and_progress_come_every_ten_seconds_and_at_the_end(toy, capsys, monkeypatch):
+    done, now, rename, sample = [], [100.0], os.replace, mixer(toy, 1)[0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])  # a clock that the steps move
+    monkeypatch.setattr(mlb.Mixer, "__getitem__", lambda self, i: sample)
+    monkeypatch.setattr(os, "replace", lambda a, b: rename(a, b) or done.append(b))
+    def train_step(*_):
+        now[0] += 4 if now[0] < 340 else 2  # 60 steps of 4 s, then faster ones
+        return dict.fromkeys(TERMS, 0.5)
+    monkeypatch.setattr(mlb, "train_step", train_step)
+    fit(toy, "teacher", 121)
+    lines = capsys.readouterr().out.splitlines()
+    steps = [int(re.search(r"(\d+)/121", line)[1]) for line in lines]
+    assert steps == [*range(3, 61, 3), *range(66, 121, 6), 121] and len(done) == len(steps)
+    assert "loss 0.5000  7:52 left" in lines[0] and "0:02 left" in lines[-2] and "0:00" in lines[-1]
+
 def test_a_loss_that_is_not_finite_stops_the_run(toy, capsys, monkeypatch):
     loss, count = mlb.mlb_loss, itertools.count(1)
     monkeypatch.setattr(mlb, "mlb_loss", lambda *given: {
@@ -456,7 +471,6 @@ def test_train_writes_what_it_promises(trained):
     assert list(scores) == ["teacher", "MLB", "labels S", "labels M′", "labels B"]
     assert all(len(seeds) == 1 and list(seeds[0]) == METRICS for seeds in scores.values())
     assert (out / "table.md").read_text().strip() in said and "MSE e-3" in said and "cpu" in said
-    assert "Warning" not in said and "mlb: " not in said, "nothing to warn of"
     for row, steps in (("teacher", 5), ("MLB", 6)):
         columns, kept = log(out / f"{row}.0.csv"), state(out / f"{row}.0.pt")
         assert list(columns) == [*TERMS, "lr", "seconds"]
@@ -498,9 +512,8 @@ def test_results_are_those_of_the_rows_files(compared, capsys):
     assert scores["labels B"][1]["MSE"] == pytest.approx(np.mean(found), rel=1e-4)
     assert main("eval", "--weights", out / "MLB.1.pt", "--data", toy, "--device", "cpu") == 0
     assert f"| {scores['MLB'][1]['SAD']:.2f} |" in re.sub(" +", " ", capsys.readouterr().out)
-    for command in (["eval", "--data", toy], ["bench", "--size", 32], ["matte", "p.jpg"]):
-        said = fails(capsys, *command, "--device", "cpu", "--weights", out / "guided teacher.0.pt")
-        assert "guided teacher" in said and "masks" in said
+    said = fails(capsys, "matte", "p.jpg", "--weights", out / "guided teacher.0.pt")
+    assert "guided teacher" in said and "masks" in said
 
 def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys):
     given = tiny("compare", toy, toy / "out", "--seeds", 1, "--mattes", 2, "--masks", 3)
@@ -511,7 +524,6 @@ def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys):
     assert "MLB" in scores and not {"upper bound", "labels S"} & set(scores), "nobody knows"
     disc(toy / "test/alpha/1.png", (37, 40))
     assert "test/alpha/1.png" in fails(capsys, *tiny("train", toy, toy / "none"))
-    assert not (toy / "none").exists(), "before anything is written"
 
 def test_a_run_is_never_overwritten_and_never_goes_on_as_another(trained, capsys):
     toy, out, _ = trained
@@ -528,7 +540,7 @@ def test_a_run_is_never_overwritten_and_never_goes_on_as_another(trained, capsys
     assert main(*tiny("train", toy, out, *again)) == 0
     assert {x for x in files_of(out).items() if x[0][-3:] == ".pt"} <= set(before.items())
 
-def test_interrupted_by_ctrl_c_it_goes_on_to_the_same_bits(trained, tmp_path, capsys, monkeypatch):
+def test_interrupted_by_ctrl_c_it_tells_how_to_go_on(trained, tmp_path, capsys, monkeypatch):
     toy, plain, _ = trained
     out, train_step, count = tmp_path / "out", mlb.train_step, itertools.count(1)
     monkeypatch.setattr(mlb, "train_step", lambda *given: next(count) in (4, 11) and
@@ -536,15 +548,10 @@ def test_interrupted_by_ctrl_c_it_goes_on_to_the_same_bits(trained, tmp_path, ca
     monkeypatch.setattr(mlb, "SAVE_SECONDS", -1)
     for expected in (130, 130, 0):
         assert main(*tiny("train", toy, out, "--amp", "fp16", "--resume")) == expected
-        last = capsys.readouterr().err.strip().splitlines()[-1:]
-        assert expected == 0 or "--resume" in last[0], last
+        assert ("--resume" in capsys.readouterr().err) == (expected == 130)
     assert next(count) == 14, "two steps were done again"
-    for row in ("teacher.0", "MLB.0"):
-        one, two = (state(folder / f"{row}.pt") for folder in (out, plain))
-        assert torch.equal(weights(out, row), weights(plain, row)), "expected the same bits"
-        assert all(str(one[part]) == str(two[part]) for part in ("optimizer", "scaler", "options"))
-        same([e["total"] for e in one["log"]], [e["total"] for e in two["log"]], 0)
-    assert (out / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
+    for part in ("net", "optimizer", "scaler", "options"):
+        assert str(state(out / "MLB.0.pt")[part]) == str(state(plain / "MLB.0.pt")[part])
 
 class Evil:
     def __reduce__(self): return (open, ("executed", "w"))
@@ -643,7 +650,6 @@ def test_fold_keeps_the_function_without_batch_norm_exercise10():
     same(folded(x)[0].detach(), net(x)[0].detach(), 1e-4)
 
 def test_seconds_of_a_call(monkeypatch):
-    assert 0.02 < mlb.seconds_of(lambda: time.sleep(0.02), "cpu") < 0.2
     launched, worked = [5.0], [0.0]  # 5 s from before the call, which must not count
     # a device that works only while one waits for it, and a clock of its work alone
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: worked.append(
@@ -686,20 +692,19 @@ def test_matte_cuts_out_upright_at_the_photos_own_size(trained, tmp_path, capsys
     picture(tmp_path / "folder/deep/2.png", (70, 60))
     Image.open(photo).convert("CMYK").save(tmp_path / "folder/3.jpg")
     assert main("matte", *given[:2], photo, tmp_path / "folder", *given[2:]) == 0
-    said, cut = capsys.readouterr().out, {p.stem: Image.open(p) for p in out.iterdir()}
+    cut = {p.stem: Image.open(p) for p in out.iterdir()}
+    assert str(out / "-1.png") in capsys.readouterr().out
     assert {stem: (x.size, x.mode) for stem, x in cut.items()} == {
         "-1": ((90, 130), "RGBA"), "2": ((70, 60), "RGBA"), "3": ((130, 90), "RGBA")}
-    assert str(out / "-1.png") in said
-    photo = np.asarray(mlb.read(photo))
-    same(np.asarray(cut["-1"])[..., 3] / 255,
-         mlb.predict(mlb.load(given[1])[1], Image.fromarray(photo), 32)[0], 0.003)
+    matte, _ = mlb.predict(mlb.load(given[1])[1], mlb.read(photo), 32)
+    same(np.asarray(cut["-1"])[..., 3] / 255, matte, 0.003)
 
 def test_bad_photos_are_named_and_the_rest_goes_on(trained, tmp_path, capsys):
     bad, good = hostile(tmp_path / "h"), picture(tmp_path / "g/good.png")
     given = ["matte", "--weights", trained[1] / "MLB.0.pt", "--device", "cpu", "--out"]
     assert main(*given, tmp_path / "o", "--", *bad.values(), good) == 2
     said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == len(bad) + 1 and f"{len(bad)} of {len(bad) + 1} failed" in said[-1]
+    assert len(said) == len(bad) + 1 and f"{len(bad)} failed" in said[-1]
     assert all(name.replace("\n", " ") in " ".join(said) for name in bad)
     assert os.listdir(tmp_path / "o") == ["good.png"]
     before = files_of(tmp_path / "g")
@@ -725,47 +730,22 @@ def test_a_device_is_probed_by_a_kernel_and_ranks_share_batch_norm(toy, capsys, 
         patch.setattr(torch, "zeros", lambda *_, device: Allocated())
         assert "no kernel image" in fails(capsys, "bench", "--device", "cpu")
     o = mlb.parse(["train"])
-    assert o.batch % 4 == 0, "torchrun with two or four GPUs works as typed"
     o.device, o.amp = "cuda:0", "off"
     monkeypatch.setattr(torch.nn.Module, "to", lambda net, *_, **__: net)
     monkeypatch.setattr(mlb, "RANKS", 2)
     parts, _ = mlb.begin("MLB", 0, o, toy / "none.pt")
     assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in parts["net"].modules())
 
-@cases("fails, expected", [(False, "init barr dest"), (True, "init")])
-def test_ranks_part_after_success_alone(fails, expected, monkeypatch):
-    done = []  # destroying waits for kernels that a failed rank's peers never finish
-    for call in ("init_process_group", "barrier", "destroy_process_group"):
-        monkeypatch.setattr(torch.distributed, call, lambda *_, c=call, **__: done.append(c[:4]))
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(mlb, "RANKS", 2)
-    monkeypatch.setitem(mlb.COMMANDS, "bench", (lambda o: mlb.need(not fails, "failed"), ""))
-    assert main("bench", "--device", "cpu") == 2 * fails and " ".join(done) == expected
-
-@cases("line", ["train", "compare", "eval --weights w", "bench", "matte p --weights w"])
-def test_help_states_every_default(line, capsys):
-    assert main(line.split()[0], "--help") == 0
-    text = " ".join(capsys.readouterr().out.split())
-    for name, default in vars(mlb.parse(line.split())).items():
-        if name not in ("command", "photos"):
-            assert default in (False, "", "w") or f"(default: {default})" in text, name
-
 @cases("problem, sign", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), "lower --batch"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "lower --batch"),
     (type("A", (RuntimeError,), {"__module__": "torch._dynamo.exc"})("no\ng++"), "README"),
-    (OSError(28, "No space left on device"), "No space left"), (None, "")])
+    (RuntimeError("PytorchStreamWriter failed writing file data/2"), "README"),
+    (OSError(28, "No space left on device"), "No space left")])
 def test_what_a_user_can_put_right_is_one_line(problem, sign, toy, capsys, monkeypatch):
-    run, limit = tiny("train", toy, toy / "out"), resource.getrlimit(resource.RLIMIT_FSIZE)
-    run += ["--teacher-steps", str(10 ** 9)] if problem else []  # their batches are no list
-    if problem:
-        monkeypatch.setattr(mlb, "train_step", lambda *_: (_ for _ in ()).throw(problem))
-    else:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60000, limit[1]))  # as a full disk does it
-    try: assert sign in fails(capsys, *run)
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert not list((toy / "out").glob("*.pt")), "nothing half-written counts"
+    run = tiny("train", toy, toy / "out", "--teacher-steps", 10 ** 9)  # their batches are no list
+    monkeypatch.setattr(mlb, "train_step", lambda *_: (_ for _ in ()).throw(problem))
+    assert sign in fails(capsys, *run) and not list((toy / "out").glob("*.pt"))
     monkeypatch.setattr(mlb, "train_step", lambda *_: 1 / 0)
     with raises(ZeroDivisionError): main(*run)  # our own mistakes are not hidden
 
@@ -781,9 +761,7 @@ def test_every_command_of_the_readme_runs(command, trained, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "compile", lambda net, **_: net)
     name, *more = shlex.split(command)
-    if name == "matte":  # all its options take a value; the rest are photos
-        more = [word if "--" in word or "--" in (["", *more])[k] else picture(tmp_path / "p.jpg")
-                for k, word in enumerate(more)]
+    more = [picture(tmp_path / "p.jpg") if word == "PHOTO" else word for word in more]
     more += FEW[name].split() + ["--device", "cpu"]
     more += ["--data", trained[0]] if name in ("train", "compare", "eval") else []
     more += ["--weights", trained[1] / "MLB.0.pt"] if name in ("eval", "bench", "matte") else []
@@ -791,7 +769,6 @@ def test_every_command_of_the_readme_runs(command, trained, tmp_path, monkeypatc
 
 def test_what_the_readme_names_exists():
     assert {command.split()[0] for command in COMMANDS} == set(FEW), "it tells of every command"
-    assert all(word in README for word in ("--shm-size", "cu126")), "what GPUs need"
     assert all("the authors of mlb" in text for text in (README, source())), "MIT needs its notice"
     rows = README.split("| in the paper |")[1].split("\n\n")[0].splitlines()[2:]
     for name in re.findall(r"`([\w.]+)`", " ".join(row.split("|")[2] for row in rows)):
@@ -806,6 +783,59 @@ HOLES = {  # number: function of mlb.py; tests ..._exercise01 to 10 guard them
 TOLD = {  # number: its answer where comments tell it; the file of the exercise does not
     1: ("1 where 0.05 < M < 0.95, else 0", "1 where low < M < high, else 0"),
     2: ("I = αF + (1 − α)B", "image = αF + (1 − α)B"), 3: ("α′·M′ + (1 − α′)·S",)}
+PLAIN = {  # number: a right answer that is not the book's
+    1: "return torch.where((M <= low) | (M >= high), 0.0, 1.0).to(M)",
+    2: "return foreground * alpha + background - background * alpha",
+    3: "return S + alpha_t * (M_t - S)",
+    4: """
+        total, rest = 0, prediction - target
+        for level in range(levels):
+            mean = rest.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+            band = rest - mean.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            total, rest = total + 2 ** level * band.abs().mean() / levels, mean
+        return total""",
+    5: """
+        natural = not rng.random() < self.mix
+        both = self.window(self.naturals if natural else self.composites, rng)
+        image, target = both[:, :, :3], both[:, :, 3]
+        if not natural and len(self.backgrounds) > 0:
+            share, behind = np.stack([target / 255] * 3, 2), self.window(self.backgrounds, rng)
+            image = np.uint8(np.round(share * image + (1 - share) * clutter(behind, rng)))
+        mask = hurried_mask(target, rng) if self.guided and not natural else target
+        image = degrade(image, rng)
+        return dict(image=image, target=target[None], mask=mask[None], natural=natural)""",
+    6: """
+        p, t = np.array(prediction, float), np.array(truth, float)
+        if p.shape != t.shape or p.ndim != 2: raise ValueError("two pictures of one shape")
+        near, wide, e = np.zeros(t.shape, bool), np.pad((t > 0.05) * (t < 0.95), 2), abs(p - t)
+        for i, j in np.ndindex(5, 5): near |= wide[i:i + t.shape[0], j:j + t.shape[1]]
+        return {"SAD": e.sum() / 1e3, "MSE": np.mean(e * e), "MAD": e.sum() / e.size,
+                "Grad": np.sum((gradient(p) - gradient(t)) ** 2) / 10,
+                "Boundary MAD": np.mean(e[near]) if near.sum() else float("nan")}""",
+    7: """
+        f, b, a = image, image, alpha
+        for radius in [90, 6]:
+            f, b = (blur(x * w, radius) / (blur(w, radius) + 1e-5) for x, w in ((f, a), (b, 1 - a)))
+            f = torch.clamp(f + a * (image - a * f - (1 - a) * b), 0, 1)
+        return f""",
+    8: """
+        soft = Image.fromarray(matte).filter(ImageFilter.BoxBlur(rng.uniform(1, 4)))
+        return np.where(np.asarray(soft) > rng.integers(130, 220), 255, 0).astype(np.uint8)""",
+    9: """
+        x, y, t, a = (z.float() for z in (matte_logits, boundary_logits, target, boundary))
+        details = [(e * b).sum() / max(1, b.sum()) for e, b in zip((x.sigmoid() - t).abs(), a)]
+        terms = {"matte": (F.softplus(x) - x * t).mean(), "detail": sum(details) / len(details),
+                 "laplacian": laplacian_loss(x.sigmoid(), t),
+                 "boundary": (F.softplus(y) - y * a).mean()}
+        return dict(terms, total=sum(terms.values()))""",
+    10: """
+        net = copy.deepcopy(net)
+        for stage in [s for s in net.children() if isinstance(s, nn.Sequential)]:
+            c, b = stage[:2]
+            scale = b.weight / torch.sqrt(b.running_var + b.eps)
+            c.weight = nn.Parameter(c.weight * scale.view(-1, 1, 1, 1))
+            c.bias, stage[1] = nn.Parameter(b.bias - b.running_mean * scale), nn.Identity()
+        return net"""}
 LIGHT = "image = degrade(image, rng)"
 BUGS = {  # number: (text that mlb.py holds once, the bug, a test that notices it)
     1: ("return alpha * foreground +", "return alpha * (alpha * foreground) +",
@@ -879,25 +909,20 @@ def test_a_hole_is_red_until_it_is_filled_rightly(number, tmp_path):
     whole, holed = source(), with_hole(number)
     for told in TOLD.get(number, ()):
         assert told in whole and told not in holed, f"the answer is told: {told}"
-    tests = [name for name in globals() if name.endswith(f"_exercise{number:02}")]
-    assert tests
-    for name in tests:
+    for name in [name for name in globals() if name.endswith(f"_exercise{number:02}")]:
         with raises(NotImplementedError, match=f"Exercise {number}: "):
             call(name, holed, tmp_path / "red" / name)
         call(name, whole, tmp_path / "book" / name)
+        call(name, with_hole(number, PLAIN[number]), tmp_path / "plain" / name)
 
 @slow
 @cases("number", BUGS)
-def test_a_bug_is_noticed(number, tmp_path):
+def test_a_bug_is_noticed(number, tmp_path, capsysbinary):
+    assert write(["bug", str(number)]) == 0 and write(["bug", "12"]) == 2
+    assert capsysbinary.readouterr().out == with_bug(number).encode()
     assert max(map(len, with_bug(number).split("\n"))) <= 100, "it looks like its neighbours"
     call(BUGS[number][2], source(), tmp_path / "without")
     with raises(AssertionError): call(BUGS[number][2], with_bug(number), tmp_path / "with")
-
-@slow
-def test_the_file_of_an_exercise_is_printed(capsysbinary):
-    assert write(["bug", "1"]) == 0 and capsysbinary.readouterr().out == with_bug(1).encode()
-    for arguments in ("", "hole", "hole 0", "bug 99", "fly 3", "bug 1 2"):
-        assert write(arguments.split()) == 2 and not capsysbinary.readouterr().out, arguments
 
 # ---------------------------------------------------------------- slow ones: over 5 seconds each
 @slow
@@ -926,17 +951,13 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, tmp_path):
         time.sleep(0.003 * lines)
         child.kill()
         child.communicate()
-        assert child.returncode == -signal.SIGKILL
     child = script(*given)
     assert "| MLB " in child.communicate()[0] and child.returncode == 0
-    for row, steps in (("teacher.0", 30), ("MLB.0", 40)):
-        assert torch.equal(weights(out, row), weights(plain, row))
-        assert len(log(out / f"{row}.csv")["total"]) == steps
+    assert all(torch.equal(weights(out, x), weights(plain, x)) for x in ("teacher.0", "MLB.0"))
     assert (out / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
 
 @slow
 def test_the_student_beats_the_teacher(tmp_path):
-    """The method's promise, in a tenth of the default steps, at half the size."""
     assert main("train", "--out", tmp_path, "--size", 64, "--teacher-steps", 120, "--steps", 200,
                 "--device", "cpu") == 0
     scores = json.loads((tmp_path / "metrics.json").read_text())
@@ -945,47 +966,26 @@ def test_the_student_beats_the_teacher(tmp_path):
 
 RANKS = f"""
 import sys, torch, {NAME} as mlb
-train_step, train, steps = mlb.train_step, torch.nn.Module.train, []
-if sys.argv[1] == "plain": mlb.MattingNet.train = lambda self, mode=True: train(self, False)
-def counted(*given):
-    steps.append(1)
-    if sys.argv[1] == "fails" and mlb.RANK == 1 and len(steps) == 3:
-        raise mlb.UserError("rank 1 of 2 has no more memory")
-    return train_step(*given)
-mlb.train_step = counted
-sys.exit(mlb.main(sys.argv[2:]))
+train = torch.nn.Module.train
+mlb.MattingNet.train = lambda self, mode=True: train(self, False)
+sys.exit(mlb.main(sys.argv[1:]))
 """
 
 @slow
-def test_two_ranks_learn_what_one_learns_and_a_failing_one_ends_the_job(toy, tmp_path):
+def test_two_ranks_learn_what_one_learns(toy, tmp_path):
     """The same global batch; batch norm in eval mode, since each rank has statistics of its own."""
     (tmp_path / "ranks.py").write_text(RANKS)
     env, curves = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{HERE}", "OMP_NUM_THREADS": "1"}, []
-    for ranks, kind in ((1, "plain"), (2, "plain"), (2, "fails")):
-        out, begun = tmp_path / f"{ranks} {kind}", time.monotonic()
-        run = tiny("train", toy, out, "--steps", 20, "--teacher-steps", 20)
+    for ranks in (1, 2):
+        run = tiny("train", toy, out := tmp_path / f"{ranks}", "--steps", 20, "--teacher-steps", 20)
         torchrun = f"-m torch.distributed.run --standalone --nproc_per_node {ranks}".split()
-        done = subprocess.run([sys.executable, *torchrun, str(tmp_path / "ranks.py"), kind, *run],
+        done = subprocess.run([sys.executable, *torchrun, str(tmp_path / "ranks.py"), *run],
                               text=True, capture_output=True, timeout=120, env=env)
-        if kind == "plain":
-            assert done.returncode == 0 and len(list(out.iterdir())) == 9, done.stderr
-            assert done.stdout.count("| MLB ") == 1, "one rank tells"
-            curves.append(log(out / "teacher.0.csv")["total"] + log(out / "MLB.0.csv")["total"])
-    assert done.returncode != 0 and "rank 1 of 2 has no more memory" in done.stderr
-    assert time.monotonic() - begun < 15 and len(curves[0]) == 40
+        assert done.returncode == 0 and len(list(out.iterdir())) == 9, done.stderr
+        assert done.stdout.count("| MLB ") == 1, "one rank tells"
+        curves.append(log(out / "teacher.0.csv")["total"] + log(out / "MLB.0.csv")["total"])
+    assert len(curves[0]) == 40
     same(curves[1], curves[0], 1e-4)
-
-@slow
-def test_a_12_megapixel_photo_takes_seconds_and_little_memory(trained, tmp_path):
-    coarse, photo = Image.open(picture(tmp_path / "c.png", (40, 30))), tmp_path / "p.jpg"
-    coarse.resize((4000, 3000), Image.BICUBIC).save(photo)
-    given = ["matte", photo, "--weights", trained[1] / "MLB.0.pt", "--size", 512, "--device", "cpu"]
-    said, errors = script("""import resource
-begun, code = time.perf_counter(), mlb.main(sys.argv[1:])
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(code, time.perf_counter() - begun, memory)""", *given, "--out", tmp_path / "o").communicate()
-    code, seconds, memory = map(float, said.split()[-3:])
-    assert code == 0 and memory < 1200 and seconds < 10, (memory, seconds, errors)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_trains_benches_and_mattes(toy, tmp_path):
