@@ -106,8 +106,8 @@ def compared(tmp_path_factory):
 # ---------------------------------------------------------------- 1 Data
 def test_pictures_pair_by_stem_nested_and_linked_and_strays_do_not(tmp_path, capsys):
     root, i, m = (tmp_path / name for name in "rim")
-    for name in ("r/b.JPG", "r/a/c.png", "r/._b.jpg", "r/notes.txt", "e/d.webp", "e.tif", "i/1.png",
-                 "i/2.png", "i/4.png", "i/7.png", "m/1.jpg", "m/3.jpg"):
+    for name in ("r/b.JPG r/a/c.png r/._b.jpg r/notes.txt e/d.webp e.tif i/1.png i/2.png i/4.png "
+                 "i/7.png m/1.jpg m/3.jpg").split():
         saved(tmp_path / name, np.zeros((40, 40)), format="PNG")
     (root / "folder").symlink_to(tmp_path / "e")
     (root / "f.tif").symlink_to(tmp_path / "e.tif")
@@ -145,8 +145,7 @@ def test_labels_of_every_kind_mean_the_same_or_are_refused(tmp_path):
                         "float.tif": Image.fromarray(truth.astype(np.float32)),
                         "palette.png": Image.fromarray(truth).convert("P"), "colour.png": red,
                         "opaque.png": red.convert("RGBA"), "cmyk.jpg": red.convert("CMYK"),
-                        "two.png": Image.fromarray(truth // 255 * 2),
-                        "classes.png": Image.fromarray(truth // 255 * 127)}.items():
+                        "classes.png": Image.fromarray(truth // 255 * 2)}.items():
         image.save(tmp_path / name)
         for label in (True, False) if name in ("deep.png", "float.tif") else (True,):
             with raises(mlb.UserError, match=f"{name}.*save it"): mlb.read(tmp_path / name, label)
@@ -236,7 +235,6 @@ def test_samples_are_bytes_made_of_seed_and_index_alone_exercise05(toy):
     assert abs(share - 0.25) < 0.06, f"expected a quarter of composites, got {share}"
 
 def test_a_person_stands_before_a_background_exercise05(tmp_path):
-    """Red people before blue: where alpha is 1 the picture is red, where it is 0 it is blue."""
     f, b = (saved(tmp_path / f"{k}.png", np.full((48, 48, 3), np.eye(3)[k] * 255)) for k in (0, 2))
     people, blue = [(f, disc(tmp_path / "a.png", (48, 48), soft=8))], []
     m = mlb.Mixer(people, [b], [], 1.0, 32)
@@ -266,9 +264,8 @@ def test_labels_of_samples_exercise05(tmp_path):
         assert values.tolist() == [255], f"expected 255 all over, as the file has it, got {values}"
 
 def test_a_window_is_a_square_anywhere_in_its_picture(tmp_path):
-    """The picture tells where it was cut: red is x, green is y, of each pixel."""
     for width, height in ((60, 40), (40, 60)):
-        y, x = np.mgrid[:height, :width]
+        y, x = np.mgrid[:height, :width]  # red tells x, green y
         path, corners = saved(tmp_path / f"{width}.png", np.stack([x, y, 0 * x], 2)), []
         for k in range(200):
             shown = mlb.Mixer([], [], [], 0, 32).window([(path,)], rng_of(k)).astype(float)
@@ -281,6 +278,9 @@ def test_a_window_is_a_square_anywhere_in_its_picture(tmp_path):
         left, right, sides = np.minimum(left, right), np.maximum(left, right), bottom - top + 1
         same([left.min(), right.max(), top.min(), bottom.max()], [0, width - 1, 0, height - 1], 1)
         assert 26 < sides.min() < 31 and 38 < sides.max() <= 40, "0.7 to 1 of the short side"
+    path = saved(tmp_path / "c.png", np.dstack([np.indices((300, 300)).sum(0) % 2 * 255] * 3))
+    shown = mlb.Mixer([], [], [], 0, 32).window([(path,)], rng_of(0))
+    assert (abs(shown.astype(float) - 127.5) < 9).all(), "averaged"
 
 def test_a_damaged_file_is_named_and_another_takes_its_place(toy, capsys):
     path = toy / "segmentation/image/1.jpg"
@@ -453,13 +453,24 @@ def test_checkpoints_and_progress_come_every_ten_seconds_and_at_the_end(toy, cap
     assert steps == [*range(3, 61, 3), *range(66, 121, 6), 121] and len(done) == len(steps)
     assert "loss 0.5000  7:52 left" in lines[0] and "0:02 left" in lines[-2] and "0:00" in lines[-1]
 
+@cases("rank", [0, 1])
+def test_ranks_share_a_batch_and_the_first_one_writes(rank, toy, monkeypatch):
+    taken, take, calls = [], mlb.Mixer.__getitem__, []
+    monkeypatch.setattr(mlb.Mixer, "__getitem__", lambda self, i: taken.append(i) or take(self, i))
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda net: net)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: calls.append(x.mul_(2)))
+    for name, value in (("RANK", rank), ("RANKS", 2)): monkeypatch.setattr(mlb, name, value)
+    fit(toy, "teacher", 3)
+    assert taken[-6:] == [*range(rank, 12, 2)] and len(calls) == 3
+    assert (toy / "out/teacher.0.csv").exists() == (rank == 0)
+
 def test_a_loss_that_is_not_finite_stops_the_run(toy, capsys, monkeypatch):
     loss, count = mlb.mlb_loss, itertools.count(1)
     monkeypatch.setattr(mlb, "mlb_loss", lambda *given: {
         key: term + (math.inf if key in ("detail", "total") and turn == 8 else 0)
         for turn in [next(count)] for key, term in loss(*given).items()})
     said = fails(capsys, *tiny("train", toy, toy / "out"))
-    assert "MLB" in said and "step 3" in said and "'detail': inf" in said and "'matte': 0." in said
+    assert "MLB" in said and "step 3" in said and "'detail': inf" in said
     assert not (toy / "out/MLB.0.pt").exists() and (toy / "out/teacher.0.pt").exists()
 
 METRICS = ["SAD", "MSE", "MAD", "Grad", "Boundary MAD"]
@@ -467,6 +478,7 @@ def test_train_writes_what_it_promises(trained):
     _, out, said = trained
     files = "teacher.0.pt teacher.0.csv MLB.0.pt MLB.0.csv metrics.json table.md batch.png"
     assert {p.name for p in out.iterdir()} == {*files.split(), "labels.png", "mattes.png"}
+    assert Image.open(out / "mattes.png").size == (4 * 228 + 4, 34 + 2 * (112 + 2 * 224 + 3 * 4))
     scores = json.loads((out / "metrics.json").read_text())
     assert list(scores) == ["teacher", "MLB", "labels S", "labels M′", "labels B"]
     assert all(len(seeds) == 1 and list(seeds[0]) == METRICS for seeds in scores.values())
@@ -491,7 +503,6 @@ def test_rows_differ_in_mix_and_label_alone(compared):
     of = {yes: {x for key in pictures for x in pictures[key] if ("teacher" in key[0]) == yes}
           for yes in (True, False)}
     assert not of[True] & of[False], "a student must not see its teacher's composites"
-    assert not any(np.array_equal(s["target"], s["mask"]) for s in taken["guided teacher", 0])
     for one, two in zip(taken["upper bound", 0], taken["MLB", 0]):
         assert np.array_equal(one["target"], two["target"]) != one["natural"], "true mattes"
 
@@ -511,9 +522,9 @@ def test_results_are_those_of_the_rows_files(compared, capsys):
         found.append(mlb.metrics(a * M + (1 - a) * S, truth)["MSE"])
     assert scores["labels B"][1]["MSE"] == pytest.approx(np.mean(found), rel=1e-4)
     assert main("eval", "--weights", out / "MLB.1.pt", "--data", toy, "--device", "cpu") == 0
-    assert f"| {scores['MLB'][1]['SAD']:.2f} |" in re.sub(" +", " ", capsys.readouterr().out)
-    said = fails(capsys, "matte", "p.jpg", "--weights", out / "guided teacher.0.pt")
-    assert "guided teacher" in said and "masks" in said
+    expected = f"| {1000 * scores['MLB'][1]['MSE']:.2f} | {1000 * scores['MLB'][1]['MAD']:.2f} |"
+    assert expected in re.sub(" +", " ", capsys.readouterr().out)
+    assert "masks" in fails(capsys, "matte", "p.jpg", "--weights", out / "guided teacher.0.pt")
 
 def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys):
     given = tiny("compare", toy, toy / "out", "--seeds", 1, "--mattes", 2, "--masks", 3)
@@ -538,7 +549,6 @@ def test_a_run_is_never_overwritten_and_never_goes_on_as_another(trained, capsys
         assert ".pt: made with" in said and f"{flag} {options[flag[2:].replace('-', '_')]}" in said
     assert files_of(out) == before, "nothing changed"
     assert main(*tiny("train", toy, out, *again)) == 0
-    assert {x for x in files_of(out).items() if x[0][-3:] == ".pt"} <= set(before.items())
 
 def test_interrupted_by_ctrl_c_it_tells_how_to_go_on(trained, tmp_path, capsys, monkeypatch):
     toy, plain, _ = trained
@@ -550,8 +560,7 @@ def test_interrupted_by_ctrl_c_it_tells_how_to_go_on(trained, tmp_path, capsys, 
         assert main(*tiny("train", toy, out, "--amp", "fp16", "--resume")) == expected
         assert ("--resume" in capsys.readouterr().err) == (expected == 130)
     assert next(count) == 14, "two steps were done again"
-    for part in ("net", "optimizer", "scaler", "options"):
-        assert str(state(out / "MLB.0.pt")[part]) == str(state(plain / "MLB.0.pt")[part])
+    assert torch.equal(weights(out), weights(plain))
 
 class Evil:
     def __reduce__(self): return (open, ("executed", "w"))
@@ -685,7 +694,7 @@ def test_estimate_foreground_exercise07():
     assert np.mean(ratios) <= 0.5, f"expected at most 0.5 of the photo's colour error, got {ratios}"
     same(mlb.estimate_foreground(image, torch.ones_like(alpha)), image, 1e-3)  # opaque: as it is
 
-def test_matte_cuts_out_upright_at_the_photos_own_size(trained, tmp_path, capsys, monkeypatch):
+def test_matte_cuts_out_upright_at_the_photos_own_size(trained, tmp_path):
     exif, out = Image.Exif(), tmp_path / "new/out"
     given, exif[0x0112] = ["--weights", trained[1] / "MLB.0.pt", "--out", out, "--device", "cpu"], 6
     photo = picture(tmp_path / "a b/-1.jpg", (130, 90), exif=exif, icc_profile=b"a profile")
@@ -693,11 +702,10 @@ def test_matte_cuts_out_upright_at_the_photos_own_size(trained, tmp_path, capsys
     Image.open(photo).convert("CMYK").save(tmp_path / "folder/3.jpg")
     assert main("matte", *given[:2], photo, tmp_path / "folder", *given[2:]) == 0
     cut = {p.stem: Image.open(p) for p in out.iterdir()}
-    assert str(out / "-1.png") in capsys.readouterr().out
     assert {stem: (x.size, x.mode) for stem, x in cut.items()} == {
         "-1": ((90, 130), "RGBA"), "2": ((70, 60), "RGBA"), "3": ((130, 90), "RGBA")}
-    matte, _ = mlb.predict(mlb.load(given[1])[1], mlb.read(photo), 32)
-    same(np.asarray(cut["-1"])[..., 3] / 255, matte, 0.003)
+    same(np.asarray(cut["-1"])[..., 3] / 255,
+         mlb.predict(mlb.load(given[1])[1], mlb.read(photo), 32)[0], 0.003)
 
 def test_bad_photos_are_named_and_the_rest_goes_on(trained, tmp_path, capsys):
     bad, good = hostile(tmp_path / "h"), picture(tmp_path / "g/good.png")
@@ -717,8 +725,7 @@ def test_bad_photos_are_named_and_the_rest_goes_on(trained, tmp_path, capsys):
     "train --size 50", "train --size 0", "bench --size 100", "train --mix 1.5", "train --mix -0.1",
     "train --lr -1", "train --lr nan", "train --batch 0", "train --seed -1", "train --device gpu",
     "train --size 32 --batch 1", "train --device cuda:x", "bench --width 0", "train --amp half",
-    "train --seed 2147483648", "compare --seed 3", "compare --seeds 0", "train --steps many",
-    "fly x", "bench --fast 1", "train --steps 0", "train --workers -1", "compare --guide"])
+    "compare --seed 3", "compare --seeds 0", "train --steps many", "fly x", "compare --guide"])
 def test_bad_options_are_named_in_one_line(line, capsys, monkeypatch):
     monkeypatch.setattr(mlb, "open_data", None)  # it must not come to that
     assert (re.findall(r"--\S+", line) or ["fly"])[-1] in fails(capsys, *line.split())
@@ -769,7 +776,6 @@ def test_every_command_of_the_readme_runs(command, trained, tmp_path, monkeypatc
 
 def test_what_the_readme_names_exists():
     assert {command.split()[0] for command in COMMANDS} == set(FEW), "it tells of every command"
-    assert "the authors of mlb" in README, "MIT needs its notice"
     rows = README.split("| in the paper |")[1].split("\n\n")[0].splitlines()[2:]
     for name in re.findall(r"`([\w.]+)`", " ".join(row.split("|")[2] for row in rows)):
         assert operator.attrgetter(name)(mlb), name
@@ -973,7 +979,6 @@ sys.exit(mlb.main(sys.argv[1:]))
 
 @slow
 def test_two_ranks_learn_what_one_learns(toy, tmp_path):
-    """The same global batch; batch norm in eval mode, since each rank has statistics of its own."""
     (tmp_path / "ranks.py").write_text(RANKS)
     env, curves = os.environ | {"PYTHONPATH": f"{os.getcwd()}:{HERE}", "OMP_NUM_THREADS": "1"}, []
     for ranks in (1, 2):
@@ -982,9 +987,7 @@ def test_two_ranks_learn_what_one_learns(toy, tmp_path):
         done = subprocess.run([sys.executable, *torchrun, str(tmp_path / "ranks.py"), *run],
                               text=True, capture_output=True, timeout=120, env=env)
         assert done.returncode == 0 and len(list(out.iterdir())) == 9, done.stderr
-        assert done.stdout.count("| MLB ") == 1, "one rank tells"
         curves.append(log(out / "teacher.0.csv")["total"] + log(out / "MLB.0.csv")["total"])
-    assert len(curves[0]) == 40
     same(curves[1], curves[0], 1e-4)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
