@@ -33,7 +33,6 @@ def main(*arguments):
     try: return mlb.main([str(a) for a in arguments])
     except SystemExit as stop: return stop.code  # argparse's way
 def fails(capsys, *arguments):
-    """Runs a command that must end in one line of error and status 2; returns the line."""
     assert main(*arguments) == 2
     lines = [x for x in capsys.readouterr().err.strip().splitlines() if x[:10] != "mlb: note:"]
     assert len(lines) == 1 and lines[0].startswith("mlb: error: "), lines
@@ -637,7 +636,6 @@ def test_predict_keeps_size_and_aspect_and_averages():
     y, x = np.mgrid[:160, :192]
     image, mask = (Image.fromarray(a.astype(np.uint8)) for a in (np.dstack([x, y, 0 * x]), y))
     probe, guided = Probe(lambda x, _: x[:, :2].split(1, 1)), Probe(lambda _, masks: (masks, masks))
-    # training windows showed 0.85 of a short side on average: so a photo's is scaled to size / 0.85
     same(255 * mlb.predict(probe, image, 136), np.stack([x, y]), 0.01)
     maps = mlb.predict(probe, image.resize((384, 330), Image.NEAREST), 136)
     assert probe.seen == [(1, 3, 160, 192)] * 2, "people as large as in training, sides of 32"
