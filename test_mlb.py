@@ -3,7 +3,6 @@
 MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: mlb.py with a function left
 for you to write (HOLES), or with a bug to find (BUGS):
     python test_mlb.py hole 3 > my_mlb.py && MLB=my_mlb python -m pytest -k exercise03
-    python test_mlb.py bug 4 > my_mlb.py && MLB=my_mlb python -m pytest -m "not slow"
 """
 import ast, contextlib, csv, importlib, inspect, io, itertools, json, math, operator, os, pathlib
 import pickle, re, resource, shlex, shutil, signal, subprocess, sys, time, types
@@ -24,7 +23,6 @@ slow, cases, raises = pytest.mark.slow, pytest.mark.parametrize, pytest.raises
 tensor, zeros, product, rng_of = torch.tensor, torch.zeros, itertools.product, np.random.default_rng
 
 def same(got, expected, tolerance=1e-6):
-    """Fails with what was expected and what came."""
     got, expected = np.asarray(got, float), np.asarray(expected, float)
     assert got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}"
     off = np.abs(got - expected).max()
@@ -53,7 +51,6 @@ def disc(path, size=(40, 40), mode="L", soft=1, share=1 / 3):
     inside = min(size) * share - np.hypot(x - size[0] / 2, y - size[1] / 2)
     return saved(path, 255 * (inside / max(soft, 1e-9) + 0.5).clip(0, 1), mode)
 def make_toy(root):
-    """A toy data set in the layout of data_sample: 3 cut-outs, 2 backgrounds, 4 photos, 2 tests."""
     for folder, count in {"matte/foreground": 3, "matte/background": 2, "segmentation/image": 4,
                           "test/image": 2}.items():
         for k in range(count): picture(root / folder / f"{k}.jpg", seed=k)
@@ -84,7 +81,6 @@ def files_of(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(data, out, what it said) of a small run of train, in fp16 with a scaler."""
     root, said = tmp_path_factory.mktemp("trained"), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         assert main(*tiny("train", make_toy(root / "toy"), root / "out", "--amp", "fp16")) == 0
@@ -92,7 +88,6 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """(data, out, {(row, seed): the samples that its training took}) of a small comparison."""
     root, taken, take, fit = tmp_path_factory.mktemp("compared"), {}, mlb.Mixer.__getitem__, mlb.fit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlb.Mixer, "__getitem__", lambda self, i: taken[[*taken][-1]].append(
@@ -119,9 +114,9 @@ def test_pictures_pair_by_stem_nested_and_linked_and_strays_do_not(tmp_path, cap
     assert [f"{k}." in said for k in (2, 3, 4, 7)] == [True] * 3 + [False], "three are named"
     with raises(mlb.UserError, match=r"b\.(png|JPG).*same name.*b\.(png|JPG)"): mlb.pictures(root)
     with raises(mlb.UserError, match="none"): mlb.pictures(root / "none")
+    with raises(mlb.UserError, match="m: no name"): mlb.pairs(m, tmp_path / "e")
 
-TURNS = {5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1),
-         7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: lambda x: np.rot90(x)}
+TURNS = {5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1), 8: np.rot90}
 @cases("suffix, turn", [("jpg", 6), *product(("png", "tif"), TURNS)])
 def test_photos_and_labels_are_read_upright(suffix, turn, tmp_path):
     array, exif = np.zeros((32, 48, 3), np.uint8), Image.Exif()
@@ -167,7 +162,7 @@ def test_a_pair_is_one_picture_and_of_one_aspect(tmp_path):
     photo, mask = (disc(tmp_path / name, (1010, 900), "RGB") for name in ("p.jpg", "p.png"))
     for short in (0, 50, 130, 899):
         pair = mlb.read_pair(photo, mask, short)
-        assert pair.shape[2] == 4 and short <= min(pair.shape[:2]) < (2 * short or 9999)
+        assert pair.shape[2] == 4 and (short or 900) <= min(pair.shape[:2]) < (2 * short or 9999)
         assert abs(pair[..., 0].astype(float) - pair[..., 3]).mean() < 5
     assert np.array_equal(mlb.read_pair(photo), np.asarray(mlb.read(photo)))
     photo, label = picture(tmp_path / "q.png", (100, 100)), tmp_path / "l.png"
@@ -213,7 +208,7 @@ def test_hurried_mask_exercise08():
     found = masks > 0
     overlap = (found & body).sum((1, 2)) / (found | body).sum((1, 2))
     assert overlap.min() > 0.55 and 0.8 < overlap.mean() < 0.985, overlap
-    assert found[:, 8:20].mean() < 0.02, "hairs are cut off"
+    assert found[:, 8:20].mean() < 0.005, "hairs are cut off"
     assert found[:, 56:72, 56:72].all(), "the person is kept"
 
 def equal(x, y):
@@ -277,7 +272,7 @@ def test_a_window_is_a_square_anywhere_in_its_picture(tmp_path):
         left, right, sides = np.minimum(left, right), np.maximum(left, right), bottom - top + 1
         same([left.min(), right.max(), top.min(), bottom.max()], [0, width - 1, 0, height - 1], 1)
         assert 26 < sides.min() < 31 and 38 < sides.max() <= 40, "0.7 to 1 of the short side"
-    path = saved(tmp_path / "c.png", np.dstack([np.indices((300, 300)).sum(0) % 2 * 255] * 3))
+    path = saved(tmp_path / "c.png", np.dstack([np.indices((90, 90)).sum(0) % 2 * 255] * 3))
     shown = mlb.Mixer([], [], [], 0, 32).window([(path,)], rng_of(0))
     assert (abs(shown.astype(float) - 127.5) < 9).all(), "averaged"
 
@@ -345,7 +340,6 @@ def test_mlb_loss_by_hand_exercise09():
     same(terms["total"], sum(terms[k] for k in TERMS[:4]), 1e-5)
 
 def test_detail_by_hand_exercise09():
-    """It is the error at the boundary of each picture: many hairs count no more than few."""
     target, boundary = zeros(2, 3, 1, 16, 16)
     boundary[0, 0, 0, :2] = boundary[1, 0, :8] = 1  # two pixels, one of them wrong; half of all
     logits = torch.full((3, 1, 16, 16), -50.0)
@@ -358,8 +352,7 @@ def test_loss_of_a_plain_picture_and_under_autocast_exercise09():
     logits, zero = zeros(1, 1, 16, 16, requires_grad=True), zeros(1, 1, 16, 16)
     terms = mlb.mlb_loss(logits, logits, zero, zero)
     terms["total"].backward()
-    assert terms["detail"] == 0 and torch.isfinite(logits.grad).all() and logits.grad.any(), (
-        f"expected gradients that are numbers, got {logits.grad.flatten()[:4]}")
+    assert terms["detail"] == 0 and torch.isfinite(logits.grad).all() and logits.grad.any()
     a, b = (torch.linspace(low, high, 512).view(2, 1, 16, 16) for low, high in ((-2, 2), (0, 1)))
     plain = mlb.mlb_loss(a, a, b, mlb.boundary_label(b))
     with torch.autocast("cpu", torch.bfloat16): cast = mlb.mlb_loss(a, a, b, mlb.boundary_label(b))
@@ -374,7 +367,6 @@ class Line(torch.nn.Module):
         return 20 * self.w[0] * x[:, :1], 20 * self.w[1] * x[:, :1]
 
 def step(lr, net=None, batch=None, optimizer=torch.optim.SGD, scaled=False, times=1, **more):
-    """The weights, gradients, scaler and batch after steps on one batch."""
     torch.manual_seed(0)
     net, scaler = net or Line(), torch.amp.GradScaler("cpu", enabled=scaled)
     batch = batch or {"natural": tensor([True, False])} | {
@@ -434,6 +426,9 @@ def test_what_learns_and_what_does_not(toy):
     student = fit(toy, "naive mix", 1, "--lr", 0.4)
     still = [key for key, p in student.named_parameters() if torch.equal(p, start[key])]
     assert not still, f"expected all to learn, unchanged after a step: {still}"
+    # Adam moves a weight by the learning rate; those of batch norm begin at 1, and a little decays
+    moved = torch.cat([stage[1].weight - 1 for stage in [*student.children()][:-1]])
+    same(moved.abs().median() / 0.02, 1, 0.02)
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert student.down4[1].num_batches_tracked == 1, "it trains in training mode"
 
@@ -477,7 +472,9 @@ def test_train_writes_what_it_promises(trained):
     _, out, said = trained
     files = "teacher.0.pt teacher.0.csv MLB.0.pt MLB.0.csv metrics.json table.md batch.png"
     assert {p.name for p in out.iterdir()} == {*files.split(), "labels.png", "mattes.png"}
-    assert Image.open(out / "mattes.png").size == (4 * 228 + 4, 34 + 2 * (112 + 2 * 224 + 3 * 4))
+    page = np.asarray(Image.open(out / "mattes.png"))
+    assert page.shape == (34 + 2 * (112 + 2 * 224 + 3 * 4), 4 * 228 + 4, 3), "cells and gutters"
+    assert (page[34:, [0, 3, 228, 231]] == 255).all() and (page[40, [4, 300]] < 255).any(1).all()
     scores = json.loads((out / "metrics.json").read_text())
     assert list(scores) == ["teacher", "MLB", "labels S", "labels M′", "labels B"]
     assert all(len(seeds) == 1 and list(seeds[0]) == METRICS for seeds in scores.values())
@@ -507,9 +504,9 @@ def test_rows_differ_in_mix_and_label_alone(compared):
 
 def test_results_are_those_of_the_rows_files(compared, capsys):
     toy, out, _ = compared
-    scores, kinds = json.loads((out / "metrics.json").read_text()), ("S", "M′", "B", "B guided")
-    rows = [row for row in mlb.ROWS if row != "guided teacher"]
-    assert list(scores) == rows + [f"labels {kind}" for kind in kinds]
+    scores, kinds = json.loads((out / "metrics.json").read_text()), (
+        "labels S", "labels M′", "labels B", "labels B guided")
+    assert [*scores] == [row for row in mlb.ROWS if row != "guided teacher"] + [*kinds]
     mse, said = [1000 * x["MSE"] for x in scores["MLB"]], (out / "table.md").read_text("utf-8")
     assert f"{np.mean(mse):.2f} ± {np.std(mse, ddof=1):.2f}" in said
     net, found = mlb.load(out / "teacher.1.pt")[1], []
@@ -525,13 +522,16 @@ def test_results_are_those_of_the_rows_files(compared, capsys):
     assert expected in re.sub(" +", " ", capsys.readouterr().out)
     assert "masks" in fails(capsys, "matte", "p.jpg", "--weights", out / "guided teacher.0.pt")
 
-def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys):
+def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys, monkeypatch):
+    titles = []
+    monkeypatch.setattr(mlb, "sheet", lambda names, *_: titles.append(names))
     given = tiny("compare", toy, toy / "out", "--seeds", 1, "--mattes", 2, "--masks", 3)
     shutil.rmtree(toy / "matte/background")
     shutil.rmtree(toy / "segmentation/alpha")
     assert main(*given) == 0 and "2 mattes, 0 backgrounds, 3 masks" in capsys.readouterr().out
     scores = json.loads((toy / "out/metrics.json").read_text())
     assert "MLB" in scores and not {"upper bound", "labels S"} & set(scores), "nobody knows"
+    assert titles[-1] == "photo,S,M′,α′,B,M′ guided,α′ guided,B guided,S".split(","), titles
     disc(toy / "test/alpha/1.png", (37, 40))
     assert "test/alpha/1.png" in fails(capsys, *tiny("train", toy, toy / "none"))
 
@@ -602,7 +602,6 @@ def test_metrics_by_hand_exercise06():
         assert got == pytest.approx(0.1) if counts else math.isnan(got), (level, got)
 
 def grad_reference(x):
-    """|∇x| by direct 2-D convolution with a Gaussian's analytic derivative, mirrored border."""
     d = np.arange(-6, 7)
     g = np.exp(-d ** 2 / (2 * 1.4 ** 2))
     g, dg = g / g.sum(), -d / 1.4 ** 2 * g / g.sum()
@@ -645,7 +644,7 @@ def test_predict_keeps_size_and_aspect_and_averages():
     matte = mlb.predict(board, Image.new("RGB", (40, 40)), 136)[0, 5:-5, 5:-5]
     same(matte, np.full((30, 30), 0.5), 0.05)
 
-# ---------------------------------------------------------------- 6 Benchmark
+# ---------------------------------------------------------------- 6 Benchmark, 7 Matting
 def test_fold_keeps_the_function_without_batch_norm_exercise10():
     torch.manual_seed(0)
     net, x = mlb.MattingNet(8), torch.rand(1, 3, 64, 64)
@@ -658,7 +657,6 @@ def test_fold_keeps_the_function_without_batch_norm_exercise10():
 
 def test_seconds_of_a_call(monkeypatch):
     launched, worked = [5.0], [0.0]  # 5 s from before the call, which must not count
-    # a device that works only while one waits for it, and a clock of its work alone
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: worked.append(
         worked[-1] + sum(launched)) or launched.clear())
     monkeypatch.setattr(time, "perf_counter", lambda: worked[-1])
@@ -677,7 +675,6 @@ def test_bench_prints_a_row_for_each_step(trained, capsys, monkeypatch):
     assert off[0] == 0 and max(off[1:3]) < 1e-4 < off[3] and "64x64" in said
     assert max(off[3:5]) < 0.05 and off[5] < 0.0021, "bytes are rounded, not cut"
 
-# ---------------------------------------------------------------- 7 Matting
 def test_estimate_foreground_exercise07():
     """Composites of known foreground: at most half the colour error of the photo as it is."""
     ratios, colours = [], tensor([[0.1, 0.8, 0.2], [0.9, 0.1, 0.7], [0, 0.2, 0.9], [1, 1, 0.2]])
@@ -691,6 +688,7 @@ def test_estimate_foreground_exercise07():
         ratios.append(off / before)
     assert np.mean(ratios) <= 0.5, f"expected at most 0.5 of the photo's colour error, got {ratios}"
     same(mlb.estimate_foreground(image, torch.ones_like(alpha)), image, 1e-3)  # opaque: as it is
+    same(mlb.blur(torch.full((1, 40, 90), 0.5), 6), np.full((1, 40, 90), 0.5))  # at the edges too
 
 def test_matte_cuts_out_upright_at_the_photos_own_size(trained, tmp_path):
     exif, out = Image.Exif(), tmp_path / "new/out"
@@ -720,10 +718,9 @@ def test_bad_photos_are_named_and_the_rest_goes_on(trained, tmp_path, capsys):
 
 # ---------------------------------------------------------------- 8 Command line
 @cases("line", [
-    "train --size 50", "train --size 0", "bench --size 100", "train --mix 1.5", "train --mix -0.1",
-    "train --lr -1", "train --lr nan", "train --batch 0", "train --seed -1", "train --device gpu",
-    "train --size 32 --batch 1", "train --device cuda:x", "bench --width 0", "train --amp half",
-    "compare --seed 3", "compare --seeds 0", "train --steps many", "fly x", "compare --guide"])
+    "train --size 50", "train --size 0", "bench --size 100", "train --mix 1.5", "train --lr nan",
+    "train --batch 0", "train --seed -1", "train --device gpu", "train --size 32 --batch 1", "fly x",
+    "train --amp half", "train --seed 2147483648", "compare --seed 3", "compare --seeds 0"])
 def test_bad_options_are_named_in_one_line(line, capsys, monkeypatch):
     monkeypatch.setattr(mlb, "open_data", None)  # it must not come to that
     assert (re.findall(r"--\S+", line) or ["fly"])[-1] in fails(capsys, *line.split())
@@ -740,9 +737,13 @@ def test_a_device_is_probed_by_a_kernel_and_ranks_share_batch_norm(toy, capsys, 
     monkeypatch.setattr(mlb, "RANKS", 2)
     parts, _ = mlb.begin("MLB", 0, o, toy / "none.pt")
     assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in parts["net"].modules())
+    calls, done = ["init_process_group", "barrier", "destroy_process_group"], []
+    for call in calls:
+        monkeypatch.setattr(torch.distributed, call, lambda *_, c=call, **__: done.append(c))
+    monkeypatch.setitem(mlb.COMMANDS, "bench", (lambda o: None, ""))
+    assert main("bench", "--device", "cpu") == 0 and done == calls, "ranks part after success"
 
 @cases("problem, sign", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried"), "lower --batch"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "lower --batch"),
     (type("A", (RuntimeError,), {"__module__": "torch._dynamo.exc"})("no\ng++"), "README"),
     (RuntimeError("PytorchStreamWriter failed writing file data/2"), "README"),
@@ -958,7 +959,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, tmp_path):
     child = script(*given)
     assert "| MLB " in child.communicate()[0] and child.returncode == 0
     assert all(torch.equal(weights(out, x), weights(plain, x)) for x in ("teacher.0", "MLB.0"))
-    assert (out / "metrics.json").read_bytes() == (plain / "metrics.json").read_bytes()
 
 @slow
 def test_the_student_beats_the_teacher(tmp_path):
