@@ -397,7 +397,6 @@ def fit(name, seed, o, data, path, teacher=None):
                                          pin_memory=o.device != "cpu")
     model = nn.parallel.DistributedDataParallel(net) if RANKS > 1 else net
     model = torch.compile(model) if o.compile else model
-    net.train()
     saved = clock = time.monotonic()
     for step, batch in enumerate(loader, len(log) + 1):
         # the lower of a ramp of 20 steps and half a cosine
