@@ -57,7 +57,7 @@ def note(text):
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
-REMEMBERED = 160  # a list of so few pictures is decoded once, a longer one at every use
+REMEMBERED = 160  # decoded pictures that are kept; of a longer list, none
 
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
@@ -232,8 +232,8 @@ def conv(inputs, outputs, stride=1, size=3):
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
     The stem makes a cell of 4×4 pixels, whose 48 values 32 channels can't hold, but hair is colour
-    against colour. So the head adds, a cell, three weights of each pixel's red, green and blue: the
-    colour gate, He et al.'s filter (ECCV 2010), learned. guided: takes masks, a fourth channel."""
+    against colour. So the head gives each cell weights of its pixels' red, green and blue: a colour
+    gate, the guided filter (He et al., ECCV 2010) learned. guided: masks are a fourth channel."""
     def __init__(self, width=32, guided=False):
         super().__init__()
         self.guided, w = guided, width
@@ -298,7 +298,7 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
     matte = matte_logits.sigmoid()
     error = (boundary * (matte - target).abs()).sum((1, 2, 3))
     per_picture = error / boundary.sum((1, 2, 3)).clamp(min=1)
-    # matte: semantics; laplacian: edges at every scale; detail: M at the boundary; boundary: where
+    # matte: semantics; laplacian: edges at every scale; detail: matte at the boundary; boundary: α
     terms = {"matte": F.binary_cross_entropy_with_logits(matte_logits, target),
              "laplacian": laplacian_loss(matte, target), "detail": per_picture.mean(),
              "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary)}
@@ -390,8 +390,8 @@ def fit(name, seed, o, data, path, teacher=None):
                   o.mix if mix is None else mix, o.size, 2 * seed + is_teacher, net.guided)
     if RANK == 0 and not log:  # its first samples, before any blending
         keys = ["image", "target", "mask"]
-        sheet(keys, [[to_picture(torch.from_numpy(mixer[i][key]) / 255) for key in keys]
-                     for i in range(8)], path.with_name("batch.png"))
+        sheet(keys, [[to_picture(torch.from_numpy(sample[key]) / 255) for key in keys]
+                     for sample in map(mixer.__getitem__, range(8))], path.with_name("batch.png"))
     shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
     loader = torch.utils.data.DataLoader(mixer, batch_sampler=shares, num_workers=o.workers,
                                          pin_memory=o.device != "cpu")
@@ -433,9 +433,9 @@ def load(path, device="cpu"):
         state = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):
             net = MattingNet(state["options"]["width"], state["guided"])
-        net.load_state_dict(dict(state["net"]), assign=True)  # a copy: torch marks it
+        net.load_state_dict(dict(state["net"]), assign=True)  # assign marks a dict: a copy
         need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5
-             and all(x.isfinite().all() for x in state["net"].values()), "no finite numbers")
+             and all(x.isfinite().all() for x in state["net"].values()), "its size or a weight")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         raise UserError(f"{path}: not a whole file of this mlb.py ({str(problem)[:80]}); delete it "
                         "or take another --out or --weights")
@@ -483,7 +483,7 @@ def gradient(x):
     t = torch.arange(-6.0, 7, dtype=torch.double)
     smooth = torch.softmax(-0.5 * (t / 1.4) ** 2, 0)  # a Gaussian, its sum 1
     slope = t / 1.4 ** 2 * smooth
-    x = torch.from_numpy(np.pad(x, 6, mode="symmetric"))[None, None]  # the kernels end at 4 σ
+    x = torch.from_numpy(np.pad(x, 6, mode="symmetric"))[None, None]  # mirrored; 6 are 4 σ
     down, across = (F.conv2d(F.conv2d(x, a.view(1, 1, 13, 1)), b.view(1, 1, 1, 13))
                     for a, b in ((slope, smooth), (smooth, slope)))
     return torch.hypot(down, across)[0, 0].numpy()
@@ -496,6 +496,7 @@ def metrics(prediction, truth):
     if prediction.shape != truth.shape or truth.ndim != 2:
         raise ValueError(f"metrics: two H×W arrays, not {prediction.shape} and {truth.shape}")
     error = np.abs(prediction - truth)
+    # not boundary_label: who tries other thresholds there must not move the yardstick
     near = torch.from_numpy((truth > 0.05) & (truth < 0.95)).float()
     near = F.max_pool2d(near[None], 5, 1, 2)[0].bool().numpy()
     return {"SAD": error.sum() / 1000, "MSE": (error ** 2).mean(), "MAD": error.mean(),
@@ -526,15 +527,15 @@ def predict(net, photo, size, mask=None):
 
 def evaluate(items, mattes_of, path_of_sheet=None, last="truth"):
     """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of
-    items, (photo's path, truth's path). On the sheet: the three with most hair, the truth last."""
+    items, (photo's path, truth's path). On a sheet: the three with most hair, last: the truth."""
     scores, shown = {}, []
     for path, label in items:
         truth = read(label, True)
-        photo = read(path).resize(truth.size)
+        photo, M = read(path).resize(truth.size), to_tensor(truth)[0]
         mattes = mattes_of(photo, path)
         for name, matte in mattes.items():
-            scores.setdefault(name, []).append(metrics(matte, to_tensor(truth)[0]))
-        hair = boundary_label(to_tensor(truth)).mean()
+            scores.setdefault(name, []).append(metrics(matte, M))
+        hair = boundary_label(M).mean()
         shown.append((hair, [photo, *map(to_picture, mattes.values()), truth]))
         shown = sorted(shown, key=lambda entry: entry[0], reverse=True)[:3]
     if path_of_sheet:
@@ -580,7 +581,7 @@ def table(scores):
 
 def close_ups(cells):
     """Three rows of a sheet: a photo, its mattes and, last, the truth, whole; the 56×56 pixels with
-    most boundary, four times as large; the photo again, and the error |matte − truth| there."""
+    most boundary in the last two, four times as large; the photo again, and |matte − truth|."""
     side = min(56, *cells[-1].size)
     share = F.avg_pool2d(sum(boundary_label(to_tensor(x)) for x in cells[-2:]), side, 1)[0]
     top, left = divmod(share.argmax().item(), share.shape[1])
@@ -590,7 +591,7 @@ def close_ups(cells):
     return [[ImageOps.contain(x, (112, 112)) for x in cells], crops, [crops[0], *errors]]
 
 def sheet(titles, rows, path):
-    """Saves rows of pictures under titles: cells of 224 pixels: seven fill a projector."""
+    """Saves rows of pictures under titles, 224 pixels wide: seven fill a projector's 1,600."""
     page, y = Image.new("RGB", (len(titles) * 228 + 4, 10 ** 4), "white"), 34
     for k, title in enumerate(titles):
         title = title.replace("′", "'").replace("α'", "boundary")  # what the font has
