@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SCALE = 4  # people are painted this much larger: a strand one stroke wide covers 1/4 pixel
-COUNTS = {"foreground": 24, "background": 24, "segmentation": 96, "test": 64}
+COUNTS = {"foreground": 30, "background": 24, "segmentation": 120, "test": 128}
 SHAPES = [(192, 240), (192, 192), (240, 192)]  # (width, height) of natural pictures
 PALETTES = np.array(list(bytes.fromhex(  # wall, light, 4 accents
     "f0dfc8 faf3e6 c96f4a 2f6f73 e0a83e 2b3a55  b4c7aa f2efe6 3f5f4a b3553a d9c2a0 6b4257"
@@ -384,7 +384,7 @@ def main():
             if part == "segmentation":
                 drawn["segmentation/mask"] = coarse_mask(rng, drawn[f"{part}/alpha"])
             for name, picture in drawn.items():
-                path = args.folder / name / f"{index:02d}.{'jpg' if picture.ndim == 3 else 'png'}"
+                path = args.folder / name / f"{index:03d}.{'jpg' if picture.ndim == 3 else 'png'}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if picture.dtype != bool:
                     picture = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
