@@ -368,7 +368,7 @@ def begin(name, seed, o, path):
     net = net.to(o.device, memory_format=torch.channels_last)  # as tensor cores and oneDNN read it
     if RANKS > 1 and o.device != "cpu":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
-    optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.2, fused=True)  # few data
+    optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.2, fused=True)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
     scaler = torch.amp.GradScaler(o.device.split(":")[0], enabled=o.amp == "fp16")
     parts, log = {"net": net, "optimizer": optimizer, "scaler": scaler}, []
