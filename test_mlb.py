@@ -721,7 +721,7 @@ def test_bad_photos_are_named_and_the_rest_goes_on(trained, tmp_path, capsys):
 @cases("line", [
     "train --size 50", "train --size 0", "bench --size 100", "train --mix 1.5", "train --lr nan",
     "train --batch 0", "train --seed -1", "train --device gpu", "train --size 32 --batch 1",
-    "train --amp half", "train --seed 2147483648", "compare --seed 3", "compare --seeds 0", "fly x"])
+    "train --amp half", "train --seed 2147483648", "compare --seed 3", "compare --seeds 0", "fly"])
 def test_bad_options_are_named_in_one_line(line, capsys, monkeypatch):
     monkeypatch.setattr(mlb, "open_data", None)  # it must not come to that
     assert (re.findall(r"--\S+", line) or ["fly"])[-1] in fails(capsys, *line.split())
