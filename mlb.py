@@ -53,7 +53,7 @@ def note(text):
 
 # == 1  Data: pairs, decoding, compositing, augmentation, the dataset mixer ======================
 # Composites have exact mattes but look unnatural: light, noise and clutter narrow that gap. Random
-# numbers are numpy's and pictures are bytes, so that the number of threads changes no bit.
+# numbers are numpy's, pictures bytes: threads change no bit of a sample (but do of a training).
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
@@ -72,7 +72,7 @@ def pictures(folder):
         if Image.registered_extensions().get(path.suffix.lower()) in FORMATS:
             other = found.setdefault(path.stem, path)
             need(other == path, f"{path}: of the same name as {other}; rename one")
-    need(found, f"{folder}: no pictures there; --data needs the layout of data_sample")
+    need(found, f"{folder}: no pictures there; a data set has the layout of data_sample")
     return found
 
 def pairs(images, labels):
@@ -175,7 +175,7 @@ class Mixer(torch.utils.data.Dataset):
     """The dataset mixer of composites (D_m) and natural photos (D_s). Sample i is a pure function
     of (seed, i), to the last bit: a run resumes exactly, workers change nothing, ranks take every
     n-th. composites: (foreground, alpha) paths; backgrounds: paths, or none: photos as they are;
-    naturals: (photo, label) paths; mix: share of composites; guided: these get a hurried mask."""
+    naturals: (photo, label) paths; mix: share of composites, with hurried masks if guided."""
     def __init__(self, composites, backgrounds, naturals, mix, size, seed=0, guided=False):
         self.composites, self.naturals = composites, naturals
         self.backgrounds = [(path,) for path in backgrounds]
@@ -231,9 +231,9 @@ def conv(inputs, outputs, stride=1, size=3):
 
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
-    The stem makes a cell of 4×4 pixels, whose 48 values 32 channels can't hold, but hair is colour
-    against colour. So the head gives each cell weights of its pixels' red, green and blue: a colour
-    gate, the guided filter (He et al., ECCV 2010) learned. guided: masks are a fourth channel."""
+    The stem turns a cell of 4×4 pixels, 48 values, into w channels: strands get lost. So the head
+    gives each cell three weights; times a pixel's red, green and blue they add to its matte logit:
+    a colour gate, the guided filter (He et al., ECCV 2010) learned. guided: masks are channel 4."""
     def __init__(self, width=32, guided=False):
         super().__init__()
         self.guided, w = guided, width
@@ -433,7 +433,7 @@ def load(path, device="cpu"):
         state = torch.load(path, map_location="cpu", weights_only=True)
         with torch.device("meta"):
             net = MattingNet(state["options"]["width"], state["guided"])
-        net.load_state_dict(dict(state["net"]), assign=True)  # assign marks a dict: a copy
+        net.load_state_dict(dict(state["net"]), assign=True)  # a copy: assign leaves its mark
         need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5
              and all(x.isfinite().all() for x in state["net"].values()), "its size or a weight")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
@@ -527,7 +527,7 @@ def predict(net, photo, size, mask=None):
 
 def evaluate(items, mattes_of, path_of_sheet=None, last="truth"):
     """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of
-    items, (photo's path, truth's path). On a sheet: the three with most hair, last: the truth."""
+    items, (photo's path, truth's path). On a sheet: the three with most hair; last: a title."""
     scores, shown = {}, []
     for path, label in items:
         truth = read(label, True)
@@ -645,18 +645,18 @@ def bench(o):
     x = frame.to(o.device).permute(0, 3, 1, 2) / 255
     rows = {"fp32": (copy.deepcopy(net).to(memory_format=torch.contiguous_format), x.contiguous())}
     net = net.to(memory_format=torch.channels_last)
-    light = fold(net).to(torch.bfloat16 if o.device == "cpu" else torch.float16)
     rows |= {"+ channels-last": (net, x), "+ batch norm folded": (fold(net), x)}
     if o.device != "cpu":
         rows["+ TF32"] = rows["+ batch norm folded"]
-    like = x.to(light.head.weight.dtype)  # bf16, on CUDA fp16
+    half = torch.bfloat16 if o.device == "cpu" else torch.float16
+    light, like = fold(net).to(half), x.to(half)
     rows["+ 16-bit weights"] = light, like
     if o.compile:  # on CUDA this records a graph: no Python between the kernels
         rows["+ torch.compile"] = torch.compile(light, mode="reduce-overhead"), like
     times, mattes = {row: [] for row in rows}, {}
     for _ in range(40):
         for row, (run, x) in rows.items():
-            torch.backends.cudnn.allow_tf32 = "TF32" in row
+            torch.backends.cudnn.allow_tf32 = list(rows).index(row) > 2  # from its row on
             times[row].append(seconds_of(lambda: run(x), o.device))
             mattes[row] = run(x)[0].float().sigmoid().cpu()
     fastest, like = rows[min(rows, key=lambda row: np.median(times[row]))]
@@ -697,15 +697,15 @@ def estimate_foreground(image, alpha):
 def matte(o):
     """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the person's
     colours alone. What fails is named, and the rest go on; no photo is written over."""
-    (net, size), out, failed = trained_net(o), pathlib.Path(o.out), 0
+    (net, size), out, failed, owners = trained_net(o), pathlib.Path(o.out), 0, {}
     out.mkdir(parents=True, exist_ok=True)
-    paths = [pathlib.Path(path) for path in o.photos]
-    for path in paths:
+    for path in o.photos:
         try:
             if path.is_dir():
-                paths += pictures(path).values()  # which this loop will come to
+                o.photos += pictures(path).values()  # which this loop will come to
                 continue
             need(path.parent.resolve() != out.resolve(), f"{path}: lies in --out; take another")
+            need(owners.setdefault(path.stem, path) == path, f"{path}: its name is used; rename it")
             photo = read(path)
             alpha = to_picture(predict(net, photo, size)[0])
             # colours are smooth where alpha is not 1: a coarse grid of them saves gigabytes
@@ -756,7 +756,7 @@ OPTIONS = [  # (option, the commands that have it by their initials, default, he
 
 def parse(argv):
     """The options of a command line, as the tables above have them."""
-    one_line = {"prog": "mlb", "usage": argparse.SUPPRESS, "allow_abbrev": False}  # of error
+    one_line = {"prog": "mlb", "usage": argparse.SUPPRESS, "allow_abbrev": False}  # for errors
     parser = argparse.ArgumentParser(description=__doc__, **one_line,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -764,7 +764,7 @@ def parse(argv):
         p = commands.add_parser(command, help=what, description=what, **one_line,
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         if command == "matte":
-            p.add_argument("photos", nargs="+", metavar="PHOTO", help="a photo or a folder of them")
+            p.add_argument("photos", nargs="+", type=pathlib.Path, help="photos or folders")
         for option, initials, default, text in OPTIONS:
             if command[0] in initials:
                 kind = {"action": "store_true"} if default is False else {"type": type(default)}
@@ -795,8 +795,8 @@ def complain(problem):
     """What the user can put right as one line on standard error; a bug of ours is raised again."""
     text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)}: {problem}"
     if not isinstance(problem, (UserError, OSError)):
-        if not re.search("of memory|allocate memory|MemoryError|CUDA e|NVIDIA|dynamo|inductor|"
-                         "StreamWriter|iostream|unexpected pos", kind):  # the last three: disk full
+        if not re.search("allocate|of memory|MemoryError|CUDA [eGu]|NCCL|NVIDIA|worker .pid|dynamo|"
+                         "inductor|StreamWriter|iostream|unexpected pos", kind):  # 3 for full disk
             raise problem
         way = "lower --batch or --size" if "emory" in kind else "see README, When torch complains"
         text = f"{kind.splitlines()[0]}; {way}"

@@ -2,7 +2,7 @@
 """Draw the sample data: people with exact mattes, in the two kinds that Matte Label Blending mixes.
 
     matte/          D_m: a few cut-outs with exact mattes, and unrelated smooth backgrounds
-    segmentation/   D_s: many natural pictures with coarse masks (the mattes are for measuring only)
+    segmentation/   D_s: many natural pictures with coarse masks (mattes: to measure, upper bound)
     test/           natural pictures with exact mattes
 
 Everything is drawn, so every matte is exact: a person is painted at SCALE times the final size,
