@@ -1,5 +1,4 @@
-# SPDX-License-Identifier: MIT
-# Copyright (c) 2026 the authors of mlb
+# SPDX-License-Identifier: MIT, copyright (c) 2026 the authors of mlb
 """Matte Label Blending (MLB): weakly semi-supervised human matting in one file, to read beside
 Kim, Yi, Yu, Yoo, Hwang: Towards Label-Efficient Human Matting (arXiv 2404.00921).
 
@@ -10,9 +9,6 @@ from the teacher:
     M       matte label, in [0, 1]          α       its boundary: 1 where 0.05 < M < 0.95, else 0
     M′, α′  the teacher's two outputs       S       segmentation label, 0 or 1, without hair
     B       blended label: α′·M′ + (1 − α′)·S
-
-    python mlb.py train      a teacher and its student: a table and pictures in runs/mlb
-    python mlb.py compare    is it the blending that helps? every row of ROWS, over seeds
 
 Deviations. The paper's text was not at hand: the formulas of α and B are our reading of summaries.
 Ours, where we knew nothing: network, losses and weights, augmentation, an α′ that is used soft, a
@@ -30,6 +26,7 @@ import pathlib
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -148,10 +145,9 @@ def clutter(background, rng):
     for _ in range(rng.integers(1, 8) if rng.random() < 0.7 else 0):
         colour, kind = tuple(rng.integers(0, 256, 3).tolist()), rng.integers(4)
         corner, size = picture.width * rng.uniform([[-0.2], [0.05]], [[1], [0.6]], (2, 2))
-        if kind == 0:
-            draw.ellipse([*corner, *corner + size], colour)
-        elif kind == 1:
-            draw.rectangle([*corner, *corner + size], colour)
+        if kind < 2:
+            shape = draw.rectangle if kind == 1 else draw.ellipse
+            shape([*corner, *corner + size], colour)
         elif kind == 2:  # a twig
             points = corner + size * rng.random((rng.integers(3, 20), 2))
             draw.line(points.ravel().tolist(), colour, int(rng.integers(1, 4)))
@@ -380,7 +376,8 @@ def begin(name, seed, o, path):
     return parts, log
 
 def fit(name, seed, o, data, path, teacher=None):
-    """Trains a row, or goes on with its file at path, to its last step -> its network, frozen."""
+    """Trains a row, or goes on with its file at path, to its last step, when it is frozen. Yields
+    its network before the first step and after each, so that rows can go on side by side."""
     parts, log = begin(name, seed, o, path)
     (mix, label, _), net, is_teacher = ROWS[name], parts["net"], "teacher" in name
     steps = o.teacher_steps if is_teacher else o.steps
@@ -393,10 +390,11 @@ def fit(name, seed, o, data, path, teacher=None):
         sheet(keys, [[to_picture(torch.from_numpy(sample[key]) / 255) for key in keys]
                      for sample in map(mixer.__getitem__, range(8))], path.with_name("batch.png"))
     shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
-    loader = torch.utils.data.DataLoader(mixer, batch_sampler=shares, num_workers=o.workers,
-                                         pin_memory=o.device != "cpu")
+    loader = iter(torch.utils.data.DataLoader(  # its workers start here, before any thread
+        mixer, batch_sampler=shares, num_workers=o.workers, pin_memory=o.device != "cpu"))
     model = nn.parallel.DistributedDataParallel(net) if RANKS > 1 else net
     model = torch.compile(model) if o.compile else model
+    yield net
     saved = clock = time.monotonic()
     for step, batch in enumerate(loader, len(log) + 1):
         # the lower of a ramp of 20 steps and half a cosine
@@ -413,7 +411,8 @@ def fit(name, seed, o, data, path, teacher=None):
             print(f"{name:17} seed {seed}  step {step:>5}/{steps}  loss {terms['total']:.4f}  "
                   f"{left // 60}:{left % 60:02} left", flush=True)
             saved = clock
-    return net.eval().requires_grad_(False)
+        yield net
+    net.eval().requires_grad_(False)
 
 def save(parts, log, o, path):
     """Writes a row's file beside its place, then renames it, never half a file; its log as CSV."""
@@ -451,19 +450,23 @@ def train(o):
         for name, value in load(path)[0]["options"].items():
             need(vars(o).get(name) == value, f"{path}: made with --{name.replace('_', '-')} {value}"
                                              "; give this again or take another --out")
-    if o.command == "compare":
-        seeds = range(o.seeds)
-        names = [name for name in ROWS if data["true mattes"] or name != "upper bound"]
-    else:
-        seeds = [o.seed]
+    names = [name for name in ROWS if data["true mattes"] or name != "upper bound"]
+    if o.command == "train":
         names = ["guided teacher", "MLB guided"] if o.guide else ["teacher", "MLB"]
     if RANK == 0:
         print(o.device, *(f"{len(paths)} {kind}" for kind, paths in data.items()), sep=", ")
-    for seed in seeds:
+    at_once, go_on = 1, map
+    if o.command == "compare" and o.device == "cpu" and RANKS == 1:  # a row on each core is faster
+        at_once = min(4, torch.get_num_threads())  # a teacher is 4 rows ahead of its students
+        go_on = ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)).map
+    for seed in [o.seed] if o.command == "train" else range(o.seeds):
         nets = {}
-        for name in names:
-            teacher = nets.get(ROWS[name][2])
-            nets[name] = fit(name, seed, o, data, out / f"{name}.{seed}.pt", teacher)
+        for some in (names[k:k + at_once] for k in range(0, len(names), at_once)):
+            rows = [fit(name, seed, o, data, out / f"{name}.{seed}.pt", nets.get(ROWS[name][2]))
+                    for name in some]
+            nets |= zip(some, map(next, rows))  # in turn: first weights come from torch's one seed
+            while any([*go_on(lambda row: [next(row, None) for _ in range(20)][-1], rows)]):
+                pass  # 20 steps of each, then the next 20
         if RANK == 0:
             for name, score in evaluate_rows(nets, o.size, data, out).items():
                 scores.setdefault(name, []).append(score)
@@ -535,8 +538,7 @@ def evaluate(items, mattes_of, path_of_sheet=None, last="truth"):
         mattes = mattes_of(photo, path)
         for name, matte in mattes.items():
             scores.setdefault(name, []).append(metrics(matte, M))
-        hair = boundary_label(M).mean()
-        shown.append((hair, [photo, *map(to_picture, mattes.values()), truth]))
+        shown.append((boundary_label(M).mean(), [photo, *map(to_picture, mattes.values()), truth]))
         shown = sorted(shown, key=lambda entry: entry[0], reverse=True)[:3]
     if path_of_sheet:
         rows = [row for _, cells in shown for row in close_ups(cells)]
@@ -679,8 +681,7 @@ def blur(x, radius):
     """Box blur of C×H×W by radius pixels, on a grid of three cells to a radius. At the edges the
     mean is over what there is: zeros would darken them."""
     grid = [max(1, 3 * side // radius) for side in x.shape[1:]]
-    cells = F.adaptive_avg_pool2d(x, grid)[None]
-    cells = F.avg_pool2d(cells, 7, 1, 3, count_include_pad=False)  # 3 cells to each side
+    cells = F.avg_pool2d(F.adaptive_avg_pool2d(x, grid)[None], 7, 1, 3, count_include_pad=False)
     return F.interpolate(cells, x.shape[1:], mode="bilinear")[0]
 
 def estimate_foreground(image, alpha):
@@ -783,10 +784,9 @@ def check(o):
     need(not rest and share * o.size != 32, f"--batch: no multiple of {RANKS} ranks, or too small")
     need(vars(o).get("amp", "off") in ("auto", *HALF), "--amp: take auto, off, bf16 or fp16")
     need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", o.device), f"--device {o.device}: see --help")
-    if o.device == "auto":
-        o.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if o.device == "cuda":
-        o.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun gives each rank a GPU
+    if o.device in ("auto", "cuda"):  # torchrun gives each rank a GPU
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        o.device = gpu if o.device == "cuda" or torch.cuda.is_available() else "cpu"
     if getattr(o, "amp", "") == "auto":
         o.amp = "off" if o.device == "cpu" else "fp16"
     torch.zeros(1, device=o.device) + 1  # a kernel: not every wheel has those of every GPU

@@ -85,6 +85,7 @@ def trained(tmp_path_factory):
         assert main(*tiny("train", make_toy(root / "toy"), root / "out", "--amp", "fp16")) == 0
     return root / "toy", root / "out", said.getvalue()
 
+FEW_STEPS = "--seeds 2 --mix 0.5 --steps 2 --teacher-steps 2".split()
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     root, taken, take, fit = tmp_path_factory.mktemp("compared"), {}, mlb.Mixer.__getitem__, mlb.fit
@@ -92,8 +93,7 @@ def compared(tmp_path_factory):
         patch.setattr(mlb.Mixer, "__getitem__", lambda self, i: taken[[*taken][-1]].append(
             take(self, i)) or taken[[*taken][-1]][-1])
         patch.setattr(mlb, "fit", lambda *given: taken.update({given[:2]: []}) or fit(*given))
-        assert main(*tiny("compare", make_toy(root / "toy"), root / "out", "--seeds", 2, "--mix",
-                          0.5, "--steps", 2, "--teacher-steps", 2)) == 0
+        assert main(*tiny("compare", make_toy(root / "toy"), root / "out", *FEW_STEPS)) == 0
     return root / "toy", root / "out", {key: samples[-8:] for key, samples in taken.items()}
 
 # ---------------------------------------------------------------- 1 Data
@@ -413,7 +413,7 @@ def fit(toy, name="teacher", steps=6, *more, teacher=None, seed=0):
     o = mlb.parse(tiny("train", toy, toy, "--steps", steps, "--teacher-steps", steps, *more))
     mlb.check(o)
     (toy / "out").mkdir(exist_ok=True)
-    return mlb.fit(name, seed, o, mlb.open_data(o), toy / f"out/{name}.{seed}.pt", teacher)
+    return [*mlb.fit(name, seed, o, mlb.open_data(o), toy / f"out/{name}.{seed}.pt", teacher)][-1]
 
 def test_what_learns_and_what_does_not(toy):
     teacher = fit(toy, "teacher", 1)
@@ -505,8 +505,8 @@ def test_rows_differ_in_mix_and_label_alone(compared):
     for one, two in zip(taken["upper bound", 0], taken["MLB", 0]):
         assert np.array_equal(one["target"], two["target"]) != one["natural"], "true mattes"
 
-def test_results_are_those_of_the_rows_files(compared, capsys):
-    toy, out, _ = compared
+def test_results_are_those_of_the_rows_files(compared, capsys, monkeypatch):
+    toy, out, again = *compared[:2], compared[0] / "again"
     scores, kinds = json.loads((out / "metrics.json").read_text()), (
         "labels S", "labels M′", "labels B", "labels B guided")
     assert [*scores] == [row for row in mlb.ROWS if row != "guided teacher"] + [*kinds]
@@ -524,6 +524,10 @@ def test_results_are_those_of_the_rows_files(compared, capsys):
     expected = f"| {1000 * scores['MLB'][1]['MSE']:.2f} | {1000 * scores['MLB'][1]['MAD']:.2f} |"
     assert expected in re.sub(" +", " ", capsys.readouterr().out)
     assert "masks" in fails(capsys, "matte", "p.jpg", "--weights", out / "guided teacher.0.pt")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # rows go side by side
+    assert main(*tiny("compare", toy, again, *FEW_STEPS)) == 0
+    for row in [path.stem for path in out.glob("*.pt")]:
+        assert torch.equal(weights(again, row), weights(out, row)), f"{row}: others side by side"
 
 def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys, monkeypatch):
     titles = []
@@ -662,8 +666,7 @@ def test_seconds_of_a_call(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: worked.append(
         worked[-1] + sum(launched)) or launched.clear())
     monkeypatch.setattr(time, "perf_counter", lambda: worked[-1])
-    got = mlb.seconds_of(lambda: launched.append(2.0), "cuda:0")
-    assert got == 2, f"expected the 2 s of the work, got {got} s"
+    assert mlb.seconds_of(lambda: launched.append(2.0), "cuda:0") == 2, "expected 2 s of work"
 
 def test_bench_prints_a_row_for_each_step(trained, capsys, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net, **_: net)
@@ -968,12 +971,10 @@ def test_the_student_beats_the_teacher(tmp_path):
     mse = {row: seeds[0]["MSE"] for row, seeds in scores.items()}
     assert mse["MLB"] < 0.7 * mse["teacher"] and mse["labels B"] < mse["labels S"], mse
 
-RANKS = f"""
-import sys, torch, {NAME} as mlb
+RANKS = f"""import sys, torch, {NAME} as mlb
 conv = mlb.conv  # batch norm in eval mode, since each rank has statistics of its own
 mlb.conv = lambda *given, **more: conv(*given, **more).eval()
-sys.exit(mlb.main(sys.argv[1:]))
-"""
+sys.exit(mlb.main(sys.argv[1:]))"""
 
 @slow
 def test_two_ranks_learn_what_one_learns(toy, tmp_path):
@@ -996,5 +997,4 @@ def test_cuda_trains_benches_and_mattes(toy, tmp_path):
     assert main("bench", "--size", 64, *given) == 0
     assert main("matte", toy / "test/image/0.jpg", "--out", tmp_path / "cut", *given) == 0
 
-if __name__ == "__main__":
-    sys.exit(write(sys.argv[1:]))
+if __name__ == "__main__": sys.exit(write(sys.argv[1:]))
