@@ -297,6 +297,7 @@ def test_net_gives_two_full_size_maps(guided):
     (matte, boundary), (other, _) = (net(x, torch.rand(1, 1, 64, 96)) for _ in range(2))
     assert matte.shape == boundary.shape == (1, 1, 64, 96) and not torch.equal(matte, boundary)
     assert torch.equal(matte, other) != guided, "only a guided net looks at the mask"
+    assert round(sum(p.numel() for p in mlb.MattingNet().parameters()), -4) == 530_000, "README"
 
 # ---------------------------------------------------------------- 3 MLB
 def test_boundary_label_exercise01():
@@ -477,7 +478,8 @@ def test_train_writes_what_it_promises(trained):
     page = np.asarray(Image.open(out / "mattes.png"))
     assert page.shape == (34 + 2 * (112 + 2 * 224 + 3 * 4), 4 * 228 + 4, 3), "cells and gutters"
     assert (page[34:, [0, 3, 228, 231]] == 255).all() and (page[40, [4, 300]] < 255).any(1).all()
-    assert np.asarray(Image.open(out / "batch.png"))[34:66, 4:36].mean() < 200, "as it is shown"
+    batch = np.asarray(Image.open(out / "batch.png"))[34:]  # eight samples, as they are shown
+    assert len(batch) == 8 * 36 and batch[:32, 4:36].mean() < 200
     scores = json.loads((out / "metrics.json").read_text())
     assert list(scores) == ["teacher", "MLB", "labels S", "labels M′", "labels B"]
     assert all(len(seeds) == 1 and list(seeds[0]) == METRICS for seeds in scores.values())
@@ -506,12 +508,11 @@ def test_rows_differ_in_mix_and_label_alone(compared):
         assert np.array_equal(one["target"], two["target"]) != one["natural"], "true mattes"
 
 def test_results_are_those_of_the_rows_files(compared, capsys, monkeypatch):
-    toy, out, again = *compared[:2], compared[0] / "again"
-    scores, kinds = json.loads((out / "metrics.json").read_text()), (
-        "labels S", "labels M′", "labels B", "labels B guided")
-    assert [*scores] == [row for row in mlb.ROWS if row != "guided teacher"] + [*kinds]
+    toy, out, again, asked = *compared[:2], compared[0] / "again", []
+    scores, kinds = json.loads((out / "metrics.json").read_text()), ("S", "M′", "B", "B guided")
+    assert [*scores] == [x for x in mlb.ROWS if x[:2] != "gu"] + ["labels " + x for x in kinds]
     mse, said = [1000 * x["MSE"] for x in scores["MLB"]], (out / "table.md").read_text("utf-8")
-    assert f"{np.mean(mse):.2f} ± {np.std(mse, ddof=1):.2f}" in said
+    assert re.search(rf"\| MLB +\|.* {np.mean(mse):.2f} ± {np.std(mse, ddof=1):.2f} ", said)
     net, found = mlb.load(out / "teacher.1.pt")[1], []
     for k in range(4):
         photo = mlb.read(toy / f"segmentation/image/{k}.jpg")
@@ -524,8 +525,8 @@ def test_results_are_those_of_the_rows_files(compared, capsys, monkeypatch):
     expected = f"| {1000 * scores['MLB'][1]['MSE']:.2f} | {1000 * scores['MLB'][1]['MAD']:.2f} |"
     assert expected in re.sub(" +", " ", capsys.readouterr().out)
     assert "masks" in fails(capsys, "matte", "p.jpg", "--weights", out / "guided teacher.0.pt")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # rows go side by side
-    assert main(*tiny("compare", toy, again, *FEW_STEPS)) == 0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked.append(0) or 3)  # side by side
+    assert main(*tiny("compare", toy, again, *FEW_STEPS)) == 0 and asked
     for row in [path.stem for path in out.glob("*.pt")]:
         assert torch.equal(weights(again, row), weights(out, row)), f"{row}: others side by side"
 
@@ -690,7 +691,7 @@ def test_estimate_foreground_exercise07():
         assert found.shape == image.shape and 0 <= found.min() and found.max() <= 1
         off, before = (abs(x - truth)[:, edge].mean().item() for x in (found, image))
         ratios.append(off / before)
-    assert np.mean(ratios) <= 0.5, f"expected at most 0.5 of the photo's colour error, got {ratios}"
+    assert np.mean(ratios) <= 0.42, f"expected at most 0.42 of the photo's error, got {ratios}"
     same(mlb.estimate_foreground(image, torch.ones_like(alpha)), image, 1e-3)  # opaque: as it is
     same(mlb.blur(torch.full((1, 40, 90), 0.5), 6), np.full((1, 40, 90), 0.5))  # at the edges too
 
@@ -759,7 +760,6 @@ def test_what_a_user_can_put_right_is_one_line(problem, sign, toy, capsys, monke
     monkeypatch.setattr(mlb, "train_step", lambda *_: 1 / 0)
     with raises(ZeroDivisionError): main(*run)  # our own mistakes are not hidden
 
-# ---------------------------------------------------------------- README
 FEW = {"train": "--steps 2 --teacher-steps 2 --size 32 --width 8 --batch 4 --workers 0 --out new",
        "compare": "--steps 1 --teacher-steps 1 --size 32 --width 8 --batch 4 --seeds 1 --out new",
        "eval": "", "bench": "--size 32 --width 8", "matte": "--out new"}
