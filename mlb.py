@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: MIT, copyright (c) 2026 the authors of mlb
+# Copyright (c) 2026 the authors of mlb. SPDX-License-Identifier: MIT
 """Matte Label Blending (MLB): weakly semi-supervised human matting in one file, to read beside
 Kim, Yi, Yu, Yoo, Hwang: Towards Label-Efficient Human Matting (arXiv 2404.00921).
 
@@ -145,9 +145,10 @@ def clutter(background, rng):
     for _ in range(rng.integers(1, 8) if rng.random() < 0.7 else 0):
         colour, kind = tuple(rng.integers(0, 256, 3).tolist()), rng.integers(4)
         corner, size = picture.width * rng.uniform([[-0.2], [0.05]], [[1], [0.6]], (2, 2))
-        if kind < 2:
-            shape = draw.rectangle if kind == 1 else draw.ellipse
-            shape([*corner, *corner + size], colour)
+        if kind == 0:
+            draw.ellipse([*corner, *corner + size], colour)
+        elif kind == 1:
+            draw.rectangle([*corner, *corner + size], colour)
         elif kind == 2:  # a twig
             points = corner + size * rng.random((rng.integers(3, 20), 2))
             draw.line(points.ravel().tolist(), colour, int(rng.integers(1, 4)))
@@ -390,7 +391,7 @@ def fit(name, seed, o, data, path, teacher=None):
         sheet(keys, [[to_picture(torch.from_numpy(sample[key]) / 255) for key in keys]
                      for sample in map(mixer.__getitem__, range(8))], path.with_name("batch.png"))
     shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
-    loader = iter(torch.utils.data.DataLoader(  # its workers start here, before any thread
+    loader = iter(torch.utils.data.DataLoader(  # its workers start here, not in a thread
         mixer, batch_sampler=shares, num_workers=o.workers, pin_memory=o.device != "cpu"))
     model = nn.parallel.DistributedDataParallel(net) if RANKS > 1 else net
     model = torch.compile(model) if o.compile else model
@@ -458,13 +459,13 @@ def train(o):
     at_once, go_on = 1, map
     if o.command == "compare" and o.device == "cpu" and RANKS == 1:  # a row on each core is faster
         at_once = min(4, torch.get_num_threads())  # a teacher is 4 rows ahead of its students
-        go_on = ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)).map
+        go_on = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)).map
     for seed in [o.seed] if o.command == "train" else range(o.seeds):
         nets = {}
-        for some in (names[k:k + at_once] for k in range(0, len(names), at_once)):
+        for abreast in (names[k:k + at_once] for k in range(0, len(names), at_once)):
             rows = [fit(name, seed, o, data, out / f"{name}.{seed}.pt", nets.get(ROWS[name][2]))
-                    for name in some]
-            nets |= zip(some, map(next, rows))  # in turn: first weights come from torch's one seed
+                    for name in abreast]
+            nets |= zip(abreast, map(next, rows))  # in turn: torch's random numbers are shared
             while any([*go_on(lambda row: [next(row, None) for _ in range(20)][-1], rows)]):
                 pass  # 20 steps of each, then the next 20
         if RANK == 0:
@@ -651,10 +652,9 @@ def bench(o):
     if o.device != "cpu":
         rows["+ TF32"] = rows["+ batch norm folded"]
     half = torch.bfloat16 if o.device == "cpu" else torch.float16
-    light, like = fold(net).to(half), x.to(half)
-    rows["+ 16-bit weights"] = light, like
+    rows["+ 16-bit weights"] = fold(net).to(half), x.to(half)
     if o.compile:  # on CUDA this records a graph: no Python between the kernels
-        rows["+ torch.compile"] = torch.compile(light, mode="reduce-overhead"), like
+        rows["+ compile"] = torch.compile(fold(net).to(half), mode="reduce-overhead"), x.to(half)
     times, mattes = {row: [] for row in rows}, {}
     for _ in range(40):
         for row, (run, x) in rows.items():
@@ -678,8 +678,8 @@ def bench(o):
 # A strand's pixel holds hair and old background: a halo, unless the colour of hair is estimated.
 
 def blur(x, radius):
-    """Box blur of C×H×W by radius pixels, on a grid of three cells to a radius. At the edges the
-    mean is over what there is: zeros would darken them."""
+    """Box blur of C×H×W by radius pixels: over 3 + 1 + 3 cells of a grid with three to a radius. At
+    the edges the mean is over what there is: zeros would darken them."""
     grid = [max(1, 3 * side // radius) for side in x.shape[1:]]
     cells = F.avg_pool2d(F.adaptive_avg_pool2d(x, grid)[None], 7, 1, 3, count_include_pad=False)
     return F.interpolate(cells, x.shape[1:], mode="bilinear")[0]
