@@ -1,4 +1,4 @@
-# Copyright (c) 2026 the authors of mlb. SPDX-License-Identifier: MIT
+# SPDX-License-Identifier: MIT
 """Matte Label Blending (MLB): weakly semi-supervised human matting in one file, to read beside
 Kim, Yi, Yu, Yoo, Hwang: Towards Label-Efficient Human Matting (arXiv 2404.00921).
 
@@ -15,229 +15,351 @@ Ours, where we knew nothing: network, losses and weights, augmentation, an α′
 student that starts from scratch, sees D_m too (the dataset mixer) and learns the boundary of B. An
 extension, in rows of its own: a guided teacher, which sees S as well.
 """
+
 import argparse
+import contextlib
 import copy
 import functools
 import glob
+import io
 import json
 import math
 import os
-import pathlib
-import re
 import sys
 import time
+import unicodedata
+import warnings
+import zlib
+from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageOps
 from torch import distributed, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import DataLoader, Dataset
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# torchrun sets these; without it there is one process
+RANK = int(os.environ.get("RANK", "0"))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+
 
 class UserError(Exception):
     """What the user can put right: main says it in one line and exits with status 2."""
 
-def need(condition, text):
-    """Raises UserError where a condition does not hold; the text names the file and the way out."""
-    if not condition:
-        raise UserError(text)
 
-@functools.cache
+@functools.cache  # a bad file is drawn again and again, and told of once
 def note(text):
-    """One line on standard error that is no error, said once by each process."""
-    print("mlb: note: " + text.replace("\n", " "), file=sys.stderr, flush=True)
+    """One line on standard error that is no error."""
+    print("mlb: note:", text.replace("\n", " "), file=sys.stderr)
+
 
 # == 1  Data: pairs, decoding, compositing, augmentation, the dataset mixer ======================
-# Composites have exact mattes but look unnatural: light, noise and clutter narrow that gap. Random
-# numbers are numpy's, pictures bytes: threads change no bit of a sample (but do of a training).
+# Random numbers are numpy's, pictures bytes: threads change no bit of a sample.
 
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")  # not by Pillow alone
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
-SMALLEST_WINDOW = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
-REMEMBERED = 160  # decoded pictures that are kept; of a longer list, none
+SMALLEST_CROP = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
+CACHED = 256  # decoded pictures that are kept; those of a longer list are not
+SAMPLE = Path(__file__).with_name("data_sample")
+
 
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
-    Here α is the matte, in [0, 1], as the field writes it; section 3 has the paper's letters."""
+
+    Here α is the matte, in [0, 1], as the field writes it; section 3 has the paper's letters.
+    """
     return alpha * foreground + (1 - alpha) * background
 
-def pictures(folder):
-    """Pictures below a folder, links followed, as {stem: path}; strays (._x.jpg) are skipped."""
-    found = {}
-    for name in sorted(glob.glob("**", root_dir=folder, recursive=True)):
-        path = pathlib.Path(folder, name)
-        if Image.registered_extensions().get(path.suffix.lower()) in FORMATS:
-            other = found.setdefault(path.stem, path)
-            need(other == path, f"{path}: of the same name as {other}; rename one")
-    need(found, f"{folder}: no pictures there; a data set has the layout of data_sample")
+
+def find_pictures(folder):
+    """The pictures below a folder, links followed: [path, ...]. Raises UserError for none."""
+    suffixes = Image.registered_extensions()
+    found, unread = [], []
+    for name in sorted(glob.glob("**", root_dir=folder, recursive=True)):  # no hidden files
+        path = Path(folder, name)
+        suffix = path.suffix.lower()
+        if suffixes.get(suffix) in FORMATS:
+            found.append(path)
+        elif suffix in UNREAD:
+            unread.append(path)
+    if unread:
+        note(f"{len(unread)} pictures that can't be read here are passed over, such as {unread[0]}")
+    if not found:
+        raise UserError(f"{folder}: no pictures there; a data set has the layout of data_sample")
     return found
 
+
+def pictures(folder):
+    """{name: path} of the pictures below a folder. A name is the path from the folder on, without
+    its suffix. Raises UserError for two of one name."""
+    found = {}
+    for path in find_pictures(folder):
+        name = str(path.relative_to(folder).with_suffix(""))
+        name = unicodedata.normalize("NFC", name)  # é has two forms, and a Mac writes the other
+        if name in found:
+            raise UserError(f"{path}: of the same name as {found[name]}; rename one")
+        found[name] = path
+    return found
+
+
+def by_stem(found):
+    """{stem: path} of those pictures whose stem no other has."""
+    stems = {name: Path(name).name for name in found}
+    count = Counter(stems.values())
+    return {stem: found[name] for name, stem in stems.items() if count[stem] == 1}
+
+
 def pairs(images, labels):
-    """Pairs the pictures of two folders by file stem: [(image path, label path), ...]. What has no
-    partner is left out and counted in a note; no pair at all is an error."""
-    first, second = pictures(images), pictures(labels)
-    need(first.keys() & second.keys(), f"{images}: no name of a picture stands in {labels} too")
-    alone = [str((first | second)[stem]) for stem in sorted(first.keys() ^ second.keys())]
+    """Pairs the pictures of two folders by name, else by stem: [(photo's path, label's), ...].
+
+    What has no partner is left out and counted in a note; no pair at all raises UserError.
+    """
+    photos, answers = pictures(images), pictures(labels)
+    found = {photos[name]: answers[name] for name in photos if name in answers}
+    stems = by_stem(answers)
+    for stem, path in by_stem(photos).items():
+        if stem in stems:
+            found.setdefault(path, stems[stem])
+    if not found:
+        raise UserError(f"{images}: no name of a picture stands in {labels} too")
+    alone = {*photos.values(), *answers.values()} - {*found, *found.values()}
     if alone:
-        note(f"{len(alone)} pictures have no partner and are left out: {', '.join(alone[:3])} ...")
-    return [(path, second[stem]) for stem, path in first.items() if stem in second]
+        note(f"{len(alone)} pictures without a partner are left out, such as {min(alone)}")
+    return sorted(found.items())
+
 
 def read(path, label=False, short=0):
     """A picture file, upright: a photo as RGB; a label (matte or mask) as L, 255 for the person.
-    short: the short side in pixels that is enough, faster to decode. Raises UserError."""
-    need(os.path.isfile(path), f"{path}: no such file; give another")  # a pipe would hang
+
+    short: the short side in pixels that is enough, faster to decode. Raises UserError.
+    """
+    if not os.path.isfile(path):  # a pipe would hang
+        raise UserError(f"{path}: no such file; give another")
     try:
         # an opened file, not its path: Pillow would map grey TIFF files, and forget to turn them
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            image.draft(None, [short or 10 ** 6] * 2)
+            image.draft(None, [short or 10**6] * 2)  # a JPEG can be decoded to a half or a quarter
             image = ImageOps.exif_transpose(image)
     except Exception as problem:  # decoders raise what they like on a damaged file
-        raise UserError(f"{path}: can't be decoded ({problem}); replace it or take it out")
-    (low, high), mode = sorted(image.size), image.mode
-    need(16 <= low and high <= 16 * low, f"{path}: {low}x{high} pixels show no one; take it out")
-    need(mode[0] not in "IF", f"{path}: of 16 bits or more (mode {mode}); save it with 8")
-    image = as_label(image, path) if label else image.convert("RGB")
+        raise UserError(f"{path}: can't be decoded ({problem}); replace or remove it") from None
+    low, high = sorted(image.size)
+    if low < 16 or high > 16 * low or image.mode[0] in "IF":
+        raise UserError(
+            f"{path}: {low}x{high} pixels, mode {image.mode}; take 8 bits a colour, 16 pixels or "
+            "more, and no side 16 times the other"
+        )
+    image = as_label(image, path) if label else as_srgb(image)
     return image.reduce(max(1, low // short)) if short else image
+
+
+def as_srgb(image):
+    """A decoded photo as RGB, its numbers those of sRGB: a phone's may be of a wider space."""
+    profile = image.info.get("icc_profile")
+    if profile and b"sRGB" not in profile:
+        try:
+            source, srgb = io.BytesIO(profile), ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+        except ImageCms.PyCMSError:
+            note("a photo's colour profile can't be used; its colours are taken as they are")
+    return image.convert("RGB")
+
 
 def as_label(image, path):
     """A decoded label as L, 0 to 255; what could mean several things is refused, not guessed."""
     if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")  # AISegment keeps its mattes there
-    elif image.mode in ("RGB", "RGBA") and not np.ptp(np.asarray(image)[..., :3], axis=2).any():
-        image = image.getchannel(0)
-    most = image.convert("L").getextrema()[1]
-    need(image.mode in ("L", "1") and not 1 < most < 128, f"{path}: colours, a palette or class "
-         f"numbers ({image.mode}, at most {most}); save it as 8-bit grey, 255 for the person")
-    return image.convert("L").point(lambda value: 255 * value if most == 1 else value)
+    grey = image.convert("L")
+    if image.mode in ("RGB", "RGBA"):
+        colourless = grey.convert("RGB") == image.convert("RGB")
+        image = grey if colourless else image
+    highest = grey.getextrema()[1]
+    if image.mode not in ("L", "1") or 1 < highest < 128:
+        raise UserError(
+            f"{path}: colours, a palette or class numbers (mode {image.mode}); save it as 8-bit "
+            "grey, 255 for the person"
+        )
+    if highest == 1 and grey.histogram()[1] > 16:  # a matte of nobody may have a stray 1
+        grey = grey.point(lambda value: 255 * value)
+    return grey
 
-def read_pair(photo, label=None, short=0):
-    """A photo as bytes H×W×3, see read; its label, if any, is the fourth channel, H×W×4. Raises
-    UserError where their aspects differ by over 2 %: they can't belong together."""
-    image = read(photo, short=short)
-    if label:
-        matte = read(label, True, short)
-        aspects = matte.width / matte.height, image.width / image.height
-        need(abs(aspects[0] / aspects[1] - 1) <= 0.02 + 0.5 / min(image.size),  # sides are rounded
-             f"{label}: {matte.size}, but {photo}: {image.size}; take out one of them")
-        image.putalpha(matte.resize(image.size))
-    return np.array(image)
 
-read_once = functools.lru_cache(REMEMBERED)(read_pair)
+def read_pair(photo_path, label_path, short=0):
+    """A photo and its label, see read; without a path None. Raises UserError where their aspects
+    differ by over 2 %: they can't belong together."""
+    photo = read(photo_path, short=short)
+    if label_path is None:
+        return photo, None
+    label = read(label_path, True, short)
+    ratio = label.width / label.height / (photo.width / photo.height)
+    if abs(ratio - 1) > 0.02 + 0.5 / min(photo.size):  # sides are rounded
+        raise UserError(f"{label_path}: {label.size}, but {photo_path}: {photo.size}; remove one")
+    return photo, label
+
+
+read_pair_once = functools.lru_cache(CACHED)(read_pair)
+
 
 def degrade(image, rng):
-    """A picture, bytes H×W×3, under other light, 3 of 10 out of focus, 3 of 10 noisy: 3×H×W."""
+    """A picture, bytes H×W×3, under other light, 3 of 10 out of focus, 3 of 10 noisy."""
     if rng.random() < 0.3:
-        image = np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(rng.uniform(0, 2))))
-    tint, curve = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), rng.uniform(-0.3, 0.3)
-    x = np.linspace(0, 1, 256)  # what a level becomes: nearly a gamma, by a parabola
-    light = np.outer(tint, 255 * x * (1 + curve - curve * x)).round().clip(0, 255).astype(np.uint8)
-    image = np.stack([light[k].take(image[..., k]) for k in range(3)])
+        blur_filter = ImageFilter.BoxBlur(rng.uniform(0, 2))
+        image = np.asarray(Image.fromarray(image).filter(blur_filter))
+    brightness, gamma = rng.uniform(0.85, 1.15), rng.uniform(0.75, 1.33)
+    tint = rng.uniform(0.95, 1.05, (3, 1))
+    levels = 255 * brightness * tint * (np.arange(256) / 255) ** gamma
+    red, green, blue = to_bytes(levels)  # what each level of a colour becomes
+    channels = [red[image[..., 0]], green[image[..., 1]], blue[image[..., 2]]]
+    image = np.stack(channels, axis=2)
     if rng.random() < 0.3:
-        noise = rng.uniform(0, 38) * (rng.random(image.shape, np.float32) - 0.5)
-        image = (image + noise).round().clip(0, 255).astype(np.uint8)
+        strength = rng.uniform(0, 38)
+        noise = rng.random(image.shape, np.float32) - 0.5
+        image = to_bytes(image + strength * noise)
     return image
+
+
+def to_bytes(x):
+    """An array of numbers as bytes, rounded, 0 to 255."""
+    return x.round().clip(0, 255).astype(np.uint8)
+
 
 def clutter(background, rng):
     """A background, bytes H×W×3, 7 of 10 with shapes drawn on it: trained on plain ones alone, a
-    teacher takes every edge, and all that is hairy, for a person."""
+    teacher takes every edge, and all that is thin, for a person."""
     picture = Image.fromarray(background)
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(1, 8) if rng.random() < 0.7 else 0):
-        colour, kind = tuple(rng.integers(0, 256, 3).tolist()), rng.integers(4)
-        corner, size = picture.width * rng.uniform([[-0.2], [0.05]], [[1], [0.6]], (2, 2))
-        if kind == 0:
-            draw.ellipse([*corner, *corner + size], colour)
-        elif kind == 1:
-            draw.rectangle([*corner, *corner + size], colour)
-        elif kind == 2:  # a twig
-            points = corner + size * rng.random((rng.integers(3, 20), 2))
-            draw.line(points.ravel().tolist(), colour, int(rng.integers(1, 4)))
-        else:  # a ball of fur: 60 tips, and 60 points between them that reach less far
-            angle, reach = np.linspace(0, 2 * np.pi, 120), rng.uniform(0.3, 60 * [0.4, 0.7])
-            fur = 0.5 + np.stack([reach * np.cos(angle), reach * np.sin(angle)], 1)
-            draw.polygon((corner + size * fur).ravel().tolist(), colour)
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        left, top = rng.uniform(-0.2, 1, 2) * picture.width
+        width, height = rng.uniform(0.05, 0.6, 2) * picture.width
+        kind = rng.choice(["ellipse", "rectangle", "twig"])
+        if kind == "ellipse":
+            draw.ellipse([left, top, left + width, top + height], colour)
+        elif kind == "rectangle":
+            draw.rectangle([left, top, left + width, top + height], colour)
+        else:
+            points = (left, top) + (width, height) * rng.random((12, 2))
+            draw.line(points.ravel().tolist(), colour, width=2)
     return np.asarray(picture)
 
-def hurried_mask(matte, rng):
-    """A mask of 0 and 255 as a hurried annotator might click it, for a matte, bytes H×W: blurred,
-    cut at a level that differs from place to place, at a lower resolution (our extension)."""
-    size = matte.shape[::-1]
-    soft = ImageFilter.GaussianBlur(rng.uniform(0.5, 2) * size[0] / 128)
-    level = Image.fromarray(rng.integers(100, 240, (8, 8), np.uint8)).resize(size, Image.BICUBIC)
-    inside = np.asarray(Image.fromarray(matte).filter(soft)) > np.asarray(level)
-    mask = Image.fromarray(np.uint8(255) * inside).reduce(int(rng.integers(1, 4)))
-    return np.uint8(255) * (np.asarray(mask.resize(size, Image.BILINEAR)) > 127)
 
-class Mixer(torch.utils.data.Dataset):
+def hurried_mask(matte, rng):
+    """A mask of 0 and 255 as a hurried annotator might click it, for a matte, bytes H×W: at a lower
+    resolution, blurred, cut at a level that differs from place to place (our extension)."""
+    size = matte.shape[::-1]
+    small = Image.fromarray(matte).reduce(int(rng.integers(1, 4)))
+    radius = rng.uniform(0.5, 2) * small.width / 128
+    small = small.filter(ImageFilter.GaussianBlur(radius))
+    level = Image.fromarray(rng.integers(100, 240, (8, 8), np.uint8))
+    level = level.resize(small.size, Image.BICUBIC)
+    inside = np.asarray(small) > np.asarray(level)
+    mask = Image.fromarray(inside).resize(size)
+    return np.uint8(255) * np.asarray(mask)
+
+
+class Mixer(Dataset):
     """The dataset mixer of composites (D_m) and natural photos (D_s). Sample i is a pure function
     of (seed, i), to the last bit: a run resumes exactly, workers change nothing, ranks take every
-    n-th. composites: (foreground, alpha) paths; backgrounds: paths, or none: photos as they are;
-    naturals: (photo, label) paths; mix: share of composites, with hurried masks if guided."""
+    n-th.
+
+    composites: (foreground, alpha) paths; backgrounds: paths, or none: photos as they are;
+    naturals: (photo, label) paths; mix: share of composites, with hurried masks if guided.
+    """
+
     def __init__(self, composites, backgrounds, naturals, mix, size, seed=0, guided=False):
-        self.composites, self.naturals = composites, naturals
-        self.backgrounds = [(path,) for path in backgrounds]
+        self.composites = composites
+        self.backgrounds = [(path, None) for path in backgrounds]
+        self.naturals = naturals
         self.mix, self.size, self.seed, self.guided = mix, size, seed, guided
 
     def __getitem__(self, i):
-        """-> {"image": bytes 3×size×size, "target" (M or S), "mask": 1×size×size, "natural": bool}.
-        Another draw takes the place of a file that can't be used; ten in a row raise UserError."""
+        """-> {"image": bytes 3×size×size, "target" (M or S), "mask": 1×size×size, "natural"}.
+
+        Another draw takes the place of a file that can't be used, nine times in a row.
+        """
         rng = np.random.default_rng((self.seed, i))
-        for attempt in range(10):
+        for _ in range(9):
             try:
                 return self.draw(rng)
             except UserError as problem:
-                need(attempt < 9, f"ten files in a row can't be used; the last: {problem}")
                 note(f"{problem}; another sample takes its place")
+        return self.draw(rng)
 
     def draw(self, rng):
         """One sample; its target is taken before degrade: a matte has no light, blur or noise."""
         natural = bool(rng.random() >= self.mix)
-        pair = self.window(self.naturals if natural else self.composites, rng)
+        pair = self.crop(self.naturals if natural else self.composites, rng)
         image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
         if self.backgrounds and not natural:
-            background = clutter(self.window(self.backgrounds, rng), rng)
-            image = composite(image.astype("f4"), target[..., None] / np.float32(255), background)
-            image = image.round().astype(np.uint8)
-        image = degrade(image, rng)
+            background = clutter(self.crop(self.backgrounds, rng), rng)
+            alpha = target[..., None] / np.float32(255)
+            image = to_bytes(composite(image, alpha, background))
+        image = degrade(image, rng).transpose(2, 0, 1)
         mask = hurried_mask(target, rng) if self.guided and not natural else target
         return {"image": image, "target": target[None], "mask": mask[None], "natural": natural}
 
-    def window(self, items, rng):
-        """What a random square of a random item shows, half of them mirrored: size×size×C."""
-        decode = read_pair if len(items) > REMEMBERED else read_once
-        item, short = items[rng.integers(len(items))], math.ceil(self.size / SMALLEST_WINDOW)
-        whole = decode(*item, short=short)
-        height, width, _ = whole.shape
-        side = round(rng.uniform(SMALLEST_WINDOW, 1) * min(height, width))
-        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        shown = torch.from_numpy(whole[top:top + side, left:left + side]).permute(2, 0, 1)[None]
+    def crop(self, items, rng):
+        """A random square of a random item, half of them mirrored: size×size×C."""
+        paths = items[rng.integers(len(items))]
+        short = math.ceil(self.size / SMALLEST_CROP)
+        load_pair = read_pair_once if len(items) <= CACHED else read_pair
+        photo, label = load_pair(*paths, short)
+        side = round(rng.uniform(SMALLEST_CROP, 1) * min(photo.size))
+        left, top = (rng.integers(length - side + 1) for length in photo.size)
+        box = (left, top, left + side, top + side)
+        square = photo.crop(box)
+        if label:
+            square.putalpha(label.resize(photo.size).crop(box))
         # torch resizes bytes three times as fast as Pillow, and a label beside the colours
-        shown = F.interpolate(shown, (self.size,) * 2, mode="bilinear", antialias=True)[0]
-        shown = shown.flip(2) if rng.random() < 0.5 else shown
-        return shown.permute(1, 2, 0).numpy()
+        x = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+        size = (self.size, self.size)
+        x = F.interpolate(x[None], size, mode="bilinear", antialias=True)[0]
+        if rng.random() < 0.5:
+            x = x.flip(2)
+        return x.permute(1, 2, 0).numpy()
+
 
 # == 2  Model: the compact real-time encoder-decoder =============================================
 # A layer at full resolution costs 16 times one at a quarter: all work at a quarter or below.
 
+
 def conv(inputs, outputs, stride=1, size=3):
-    """Convolution, batch norm, ReLU: N×inputs×H×W -> N×outputs×H/stride×W/stride. No bias: batch
-    norm has one. For inference the two fold into one convolution (see fold)."""
+    """Convolution, batch norm, ReLU: N×inputs×H×W -> N×outputs×H/stride×W/stride.
+
+    No bias: batch norm has one. For inference the two fold into one convolution (see fold).
+    """
+    padding = (size - stride + 1) // 2
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, (size - stride + 1) // 2, bias=False),
-        nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+        nn.Conv2d(inputs, outputs, size, stride, padding, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
 
 class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
+
     The stem turns a cell of 4×4 pixels, 48 values, into w channels: strands get lost. So the head
     gives each cell three weights; times a pixel's red, green and blue they add to its matte logit:
-    a colour gate, the guided filter (He et al., ECCV 2010) learned. guided: masks are channel 4."""
+    a colour gate, the guided filter (He et al., ECCV 2010) learned. guided: masks are channel 4.
+    """
+
     def __init__(self, width=32, guided=False):
         super().__init__()
-        self.guided, w = guided, width
-        self.down4 = conv(4 if guided else 3, w, 4, 4)  # quicker than pixel_unshuffle, 3×3
-        self.down8 = conv(w, 2 * w, 2)
-        self.down16 = conv(2 * w, 3 * w, 2)
-        self.down32 = conv(3 * w, 4 * w, 2)
+        w = width
+        self.guided = guided
+        self.down4 = conv(4 if guided else 3, w, stride=4, size=4)
+        self.down8 = conv(w, 2 * w, stride=2)
+        self.down16 = conv(2 * w, 3 * w, stride=2)
+        self.down32 = conv(3 * w, 4 * w, stride=2)
         self.deep32 = conv(4 * w, 4 * w)  # added to its input, as in He et al. (CVPR 2016)
         self.up32 = conv(4 * w, 3 * w)  # as wide as what it meets: no 1×1 laterals
         self.up16 = conv(3 * w, 2 * w)
@@ -246,251 +368,430 @@ class MattingNet(nn.Module):
         self.head = nn.Conv2d(w, 16 + 4 + 3, 3, padding=1)  # matte, boundary, gate
 
     def forward(self, images, masks=None):
-        x4 = self.down4(torch.cat([images, masks], 1) if self.guided else images)
-        x8 = self.down8(x4)                                      # N, 2w, H/8, W/8
-        x16 = self.down16(x8)                                    # N, 3w, H/16, W/16
-        x32 = self.down32(x16)                                   # N, 4w, H/32, W/32
+        x = torch.cat([images, masks], dim=1) if self.guided else images
+        x4 = self.down4(x)  # N, w, H/4, W/4
+        x8 = self.down8(x4)  # N, 2w, H/8, W/8
+        x16 = self.down16(x8)  # N, 3w, H/16, W/16
+        x32 = self.down32(x16)  # N, 4w, H/32, W/32
         x = self.up32(x32 + self.deep32(x32))
         x = self.up16(x16 + F.interpolate(x, scale_factor=2.0))  # nearest: quicker than bilinear
         x = self.up8(x8 + F.interpolate(x, scale_factor=2.0))
         x = self.up4(x4 + F.interpolate(x, scale_factor=2.0))
-        matte, boundary, gate = self.head(x).split((16, 4, 3), 1)
-        colours = F.pixel_unshuffle(images, 4).split(16, 1)      # three of N, 16, H/4, W/4
+        matte, boundary, gate = self.head(x).split((16, 4, 3), dim=1)
+        colours = F.pixel_unshuffle(images, 4).split(16, dim=1)  # three of N, 16, H/4, W/4
         for k in range(3):
-            matte = torch.addcmul(matte, gate[:, k:k + 1], colours[k])
-        boundary = F.pixel_shuffle(boundary, 2)                  # a region needs no more
+            matte = torch.addcmul(matte, gate[:, k : k + 1], colours[k])
+        boundary = F.pixel_shuffle(boundary, 2)  # a region needs no more
         return F.pixel_shuffle(matte, 4), F.interpolate(boundary, scale_factor=2.0)
+
 
 # == 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte) =============
 # A prime marks what the teacher says: M_t is M′, alpha_t is α′. The loss serves both stages.
 
+
 def boundary_label(M, low=0.05, high=0.95):
     """The boundary α of a matte M: 1 where low < M < high, else 0 (the paper's boundary label).
-    M in [0, 1], of any shape; α has its shape and type. It is where detail is: hair, fur, blur."""
+
+    M in [0, 1], of any shape; α has its shape and type. It is where detail is: hair, fur, blur.
+    """
     return ((M > low) & (M < high)).to(M.dtype)
+
 
 def blend(M_t, alpha_t, S):
     """The label B = α′·M′ + (1 − α′)·S: semantics from the segmentation, hair from the teacher.
-    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1]."""
+
+    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1].
+    """
     return alpha_t * M_t + (1 - alpha_t) * S
 
+
 def laplacian_loss(prediction, target, levels=4):
-    """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale. As in Hou &
-    Liu (ICCV 2019), with box filters; each coarser level weighs twice as much."""
+    """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale.
+
+    As in Hou & Liu (ICCV 2019), with box filters; each coarser level weighs twice as much.
+    """
     difference = prediction - target  # the pyramid is linear: that of the difference will do
     total = 0
     for level in range(levels):
         coarse = F.avg_pool2d(difference, 2)
         fine = difference - F.interpolate(coarse, scale_factor=2, mode="nearest")
-        total = total + 2 ** level * fine.abs().mean()
+        total = total + 2**level * fine.abs().mean()
         difference = coarse
     return total / levels
 
+
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
-    """The loss of either stage: named 0-d terms and their sum, "total". All N×1×H×W, target in
-    [0, 1], boundary in {0, 1}. In fp32: a mean over a million pixels needs its digits."""
-    # channels-last networks interleave their maps: contiguous, they are read faster
-    matte_logits, boundary_logits, target, boundary = (
-        x.float().contiguous() for x in (matte_logits, boundary_logits, target, boundary))
+    """The loss of either stage: named 0-d terms and their sum, "total".
+
+    All N×1×H×W, target in [0, 1], boundary in {0, 1}. In fp32: a mean over a million pixels needs
+    its digits.
+    """
+    matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
-    error = (boundary * (matte - target).abs()).sum((1, 2, 3))
-    per_picture = error / boundary.sum((1, 2, 3)).clamp(min=1)
-    # matte: semantics; laplacian: edges at every scale; detail: matte at the boundary; boundary: α
-    terms = {"matte": F.binary_cross_entropy_with_logits(matte_logits, target),
-             "laplacian": laplacian_loss(matte, target), "detail": per_picture.mean(),
-             "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary)}
-    return terms | {"total": sum(terms.values())}
+    error = boundary * (matte - target).abs()
+    pixels = boundary.sum((1, 2, 3)).clamp(min=1)
+    terms = {
+        # semantics; edges at every scale; the matte at the boundary; α itself
+        "matte": F.binary_cross_entropy_with_logits(matte_logits, target),
+        "laplacian": laplacian_loss(matte, target),
+        "detail": (error.sum((1, 2, 3)) / pixels).mean(),
+        "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary),
+    }
+    terms["total"] = sum(terms.values())
+    return terms
+
 
 # == 4  Training: a row is a training, and its file is its checkpoint and its result =============
 # Students of a seed share first weights and samples: they differ in mix and in labels alone.
 
-ROWS = {  # name: (share of D_m, None for --mix; what photos of D_s are labelled with; by whom)
-    "teacher": (1.0, None, None), "guided teacher": (1.0, None, None),
-    "segmentation only": (0.0, "S", None), "naive mix": (None, "S", None),
-    "pseudo-labels": (None, "M′", "teacher"), "MLB": (None, "B", "teacher"),
-    "MLB guided": (None, "B", "guided teacher"), "upper bound": (None, "true matte", None)}
-MAKES_A_RUN = ("data", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps", "lr",
-               "mix", "amp", "compile")  # options that must stay the same on --resume
+# mix: share of D_m, None for --mix; label: of photos of D_s; teacher: who says M′ and α′
+Row = namedtuple("Row", "mix label teacher")
+ROWS = {
+    "teacher": Row(1.0, None, None),
+    "guided teacher": Row(1.0, None, None),
+    "segmentation only": Row(0.0, "S", None),
+    "naive mix": Row(None, "S", None),
+    "pseudo-labels": Row(None, "M′", "teacher"),
+    "MLB": Row(None, "B", "teacher"),
+    "MLB guided": Row(None, "B", "guided teacher"),
+    "upper bound": Row(None, "true matte", None),
+}
+RUN_OPTIONS = (  # which must stay the same on --resume; files: a number for names and sizes
+    "files mattes masks size width batch teacher_steps steps lr weight_decay mix amp compile"
+)
+# of a row's log; waited: seconds of a step until its batch was there
+COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", "seconds"]
 SAVE_SECONDS = 10  # between two checkpoints
 HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
 
-def open_data(o):
-    """The data set of --data: lists of paths, by use. Raises UserError for what is missing."""
-    root = pathlib.Path(o.data)
-    masks = pairs(root / "segmentation/image", root / "segmentation/mask")[:o.masks or None]
-    data = {"mattes": pairs(root / "matte/foreground", root / "matte/alpha")[:o.mattes or None],
-            "backgrounds": [], "masks": masks, "true mattes": []}
-    if (root / "matte/background").is_dir():
-        data["backgrounds"] = list(pictures(root / "matte/background").values())
-    if (root / "segmentation/alpha").is_dir():
-        found = pictures(root / "segmentation/alpha")
-        data["true mattes"] = [(p, found[p.stem]) for p, _ in masks if p.stem in found]
-    data["tests"] = pairs(root / "test/image", root / "test/alpha")
-    for pair in data["tests"]:  # a damaged one would spoil the end of a long run
-        read_pair(*pair, short=o.size)
+
+def open_data(args):
+    """The data set of --data: {use: paths, or pairs of them}. Raises UserError for what is missing,
+    and for what evaluation can't read: it would spoil the end of a long run."""
+    root = args.data
+    photos, masks, alphas = (root / "segmentation" / name for name in ("image", "mask", "alpha"))
+    background = root / "matte/background"
+    data = {
+        "mattes": pairs(root / "matte/foreground", root / "matte/alpha")[: args.mattes or None],
+        "backgrounds": list(pictures(background).values()) if background.is_dir() else [],
+        "masks": pairs(photos, masks)[: args.masks or None],
+        "tests": pairs(root / "test/image", root / "test/alpha"),
+    }
+    truths = dict(pairs(photos, alphas)) if alphas.is_dir() else {}
+    known = [(photo, mask, truths[photo]) for photo, mask in data["masks"] if photo in truths]
+    data["true mattes"] = [(photo, truth) for photo, _, truth in known]
+    # of thousands it would take hours; without truths there are three to look at
+    data["labels shown"] = known[:100] or [(photo, mask, mask) for photo, mask in data["masks"][:3]]
+    for photo, *labels in data["tests"] + data["labels shown"]:
+        for label in labels:
+            read_pair(photo, label)
     return data
 
-def train_step(net, batch, label, teacher, optimizer, lr, scaler, half):
-    """Forward, backward, update on a batch of the mixer -> its loss terms. label: that of photos,
-    see ROWS (S and true mattes come from the mixer's files); half: autocast's type or None."""
-    device = next(net.parameters()).device
-    image = batch["image"].to(device, memory_format=torch.channels_last, non_blocking=True) / 255
-    target, mask = (batch[key].to(device, non_blocking=True) / 255 for key in ("target", "mask"))
-    natural = batch["natural"].to(device, non_blocking=True).view(-1, 1, 1, 1)
-    with torch.autocast(device.type, half, enabled=half is not None):
-        if teacher:
+
+def fingerprint(root):
+    """A number for the pictures of a data set, by name and size, wherever it lies."""
+    sizes = []
+    for part in ("matte", "segmentation", "test"):
+        found = pictures(root / part)
+        sizes += [(part, name, path.stat().st_size) for name, path in found.items()]
+    return zlib.crc32(repr(sizes).encode())
+
+
+def learning_rate(step, steps, highest):
+    """The lower of a ramp of 20 steps and half a cosine; steps count from 1."""
+    ramp = step / 20
+    cosine = (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+    return highest * min(ramp, cosine)
+
+
+def label_batch(batch, label, teacher, device):
+    """A batch of the mixer on the device -> image, mask and target, in [0, 1], N×C×H×W.
+
+    The target of a photo is what its row's label says, see ROWS: M′ or B of the teacher; S and
+    true mattes come from the mixer's files.
+    """
+    batch = {key: x.to(device, non_blocking=True) for key, x in batch.items()}
+    image = (batch["image"] / 255).to(memory_format=torch.channels_last)
+    target, mask = batch["target"] / 255, batch["mask"] / 255
+    if teacher is not None:
+        with torch.no_grad():
             M_t, alpha_t = (logits.float().sigmoid() for logits in teacher(image, mask))
-            photo_label = M_t if label == "M′" else blend(M_t, alpha_t, S=mask)
-            target = torch.where(natural, photo_label, target)
+        photo_label = M_t if label == "M′" else blend(M_t, alpha_t, S=mask)
+        target = torch.where(batch["natural"].view(-1, 1, 1, 1), photo_label, target)
+    return image, mask, target
+
+
+def train_step(net, batch, label, teacher, optimizer, scaler, half):
+    """Forward, backward and update on a batch of the mixer -> terms of the loss, on the device.
+
+    half: the type of autocast, or None. Nothing here waits for the device.
+    """
+    device = next(net.parameters()).device
+    with torch.autocast(device.type, half, enabled=half is not None):
+        image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary_label(target))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+
     optimizer.zero_grad()
     scaler.scale(terms["total"]).backward()
     scaler.unscale_(optimizer)  # the clipping below is meant for the true gradients
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     scaler.step(optimizer)  # left out where fp16 overflowed; update then lowers the scale
     scaler.update()
-    values = torch.stack([term.detach() for term in terms.values()])
-    if RANKS > 1:
-        distributed.all_reduce(values)
-    return dict(zip(terms, (values / RANKS).tolist()))  # the one wait for the device in a step
 
-def begin(name, seed, o, path):
-    """A row's network, optimizer, scaler and log: new, or as its file at path has them."""
+    terms = torch.stack(list(terms.values())).detach()
+    if WORLD_SIZE > 1:  # the log tells of the whole batch
+        distributed.all_reduce(terms)
+    return terms / WORLD_SIZE
+
+
+def new_net(name, seed, args):
+    """A row's network before its first step, the same for all rows of a seed."""
     torch.manual_seed(seed)
-    net = MattingNet(o.width, guided=name == "guided teacher")
-    net = net.to(o.device, memory_format=torch.channels_last)  # as tensor cores and oneDNN read it
-    if RANKS > 1 and o.device != "cpu":
+    net = MattingNet(args.width, guided=name == "guided teacher")
+    net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
+    if WORLD_SIZE > 1 and args.device != "cpu":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
-    optimizer = torch.optim.AdamW(net.parameters(), o.lr, weight_decay=0.2, fused=True)
+    return net
+
+
+def new_loader(name, seed, done, steps, args, data):
+    """The batches of a row after `done` of its steps; of each, a rank gets its share."""
+    row, is_teacher = ROWS[name], "teacher" in name
+    mixer = Mixer(
+        data["mattes"],
+        data["backgrounds"],
+        data["true mattes" if row.label == "true matte" else "masks"],
+        args.mix if row.mix is None else row.mix,
+        args.size,
+        2 * seed + is_teacher,  # a student must not see its teacher's very composites
+        guided=name == "guided teacher",
+    )
+    starts = range(done * args.batch, steps * args.batch, args.batch)
+    shares = (range(start + RANK, start + args.batch, WORLD_SIZE) for start in starts)
+    pinned = args.device != "cpu"
+    return DataLoader(mixer, batch_sampler=shares, num_workers=args.workers, pin_memory=pinned)
+
+
+def fit(name, seed, nets, args, data):
+    """Trains the network of a row of ROWS, or goes on from its file -> the network, frozen.
+
+    nets: {row: network} of this seed; its teacher's has been trained.
+    """
+    row, net, path = ROWS[name], nets[name], args.out / f"{name}.{seed}.pt"
+    steps = args.teacher_steps if "teacher" in name else args.steps
+    teacher = nets.get(row.teacher)
+
+    kernels = [p for p in net.parameters() if p.dim() > 1]
+    others = [p for p in net.parameters() if p.dim() == 1]  # batch norm's, and the head's biases
+    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay, fused=True)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
-    scaler = torch.amp.GradScaler(o.device.split(":")[0], enabled=o.amp == "fp16")
-    parts, log = {"net": net, "optimizer": optimizer, "scaler": scaler}, []
+    device = torch.device(args.device).type
+    scaler = torch.amp.GradScaler(device, enabled=args.amp == "fp16")
+    parts = {"net": net, "optimizer": optimizer, "scaler": scaler}
+    log = []  # COLUMNS of each step
     if path.exists():
         state, _ = load(path)
-        log = state["log"]  # an entry a step: its length is the step
         for key, part in parts.items():
             part.load_state_dict(state[key])
-    return parts, log
+        log = state["log"].tolist()
 
-def fit(name, seed, o, data, path, teacher=None):
-    """Trains a row, or goes on with its file at path, to its last step, when it is frozen. Yields
-    its network before the first step and after each, so that rows can go on side by side."""
-    parts, log = begin(name, seed, o, path)
-    (mix, label, _), net, is_teacher = ROWS[name], parts["net"], "teacher" in name
-    steps = o.teacher_steps if is_teacher else o.steps
-    # teachers draw from another stream: a student must not see its teacher's very composites
-    mixer = Mixer(data["mattes"], data["backgrounds"],
-                  data["true mattes" if label == "true matte" else "masks"],
-                  o.mix if mix is None else mix, o.size, 2 * seed + is_teacher, net.guided)
-    if RANK == 0 and not log:  # its first samples, before any blending
-        keys = ["image", "target", "mask"]
-        sheet(keys, [[to_picture(torch.from_numpy(sample[key]) / 255) for key in keys]
-                     for sample in map(mixer.__getitem__, range(8))], path.with_name("batch.png"))
-    shares = (range(k * o.batch + RANK, (k + 1) * o.batch, RANKS) for k in range(len(log), steps))
-    loader = iter(torch.utils.data.DataLoader(  # its workers start here, not in a thread
-        mixer, batch_sampler=shares, num_workers=o.workers, pin_memory=o.device != "cpu"))
-    model = nn.parallel.DistributedDataParallel(net) if RANKS > 1 else net
-    model = torch.compile(model) if o.compile else model
-    yield net
-    saved = clock = time.monotonic()
-    for step, batch in enumerate(loader, len(log) + 1):
-        # the lower of a ramp of 20 steps and half a cosine
-        lr = o.lr * min(step / 20, (1 + math.cos(math.pi * (step - 1) / steps)) / 2)
-        terms = train_step(model, batch, label, teacher, parts["optimizer"], lr, parts["scaler"],
-                           HALF[o.amp])
-        need(math.isfinite(terms["total"]), f"{name}, seed {seed}, step {step}: the loss is not "
-             f"finite, {terms}; train again with a lower --lr or --amp off, in another --out")
-        log.append({**terms, "lr": lr, "seconds": time.monotonic() - clock})
-        clock = time.monotonic()
-        if RANK == 0 and (step == steps or clock - saved > SAVE_SECONDS):
-            save(parts, log, o, path)
-            left = round((steps - step) * np.mean([entry["seconds"] for entry in log[-50:]]))
-            print(f"{name:17} seed {seed}  step {step:>5}/{steps}  loss {terms['total']:.4f}  "
-                  f"{left // 60}:{left % 60:02} left", flush=True)
-            saved = clock
-        yield net
-    net.eval().requires_grad_(False)
+    loader = new_loader(name, seed, len(log), steps, args, data)
+    torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
+    model = nn.parallel.DistributedDataParallel(net) if WORLD_SIZE > 1 else net
+    model = torch.compile(model) if args.compile else model
+    saved, clock = len(log), time.monotonic()
+    next_save = clock + 2  # the first soon: one wants to know how long it takes
+    for step, batch in enumerate(loader, start=len(log) + 1):
+        waited = time.monotonic() - clock
+        if step == 1 and RANK == 0:
+            save_batch(*label_batch(batch, row.label, teacher, args.device), path)
+        rate = learning_rate(step, steps, args.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        terms = train_step(model, batch, row.label, teacher, optimizer, scaler, HALF[args.amp])
+        seconds = time.monotonic() - clock
+        clock += seconds
+        log.append([*terms, rate, waited, seconds])
 
-def save(parts, log, o, path):
+        if step == steps or clock > next_save:
+            next_save = clock + SAVE_SECONDS
+            for entry in log[saved:]:  # the wait for the device
+                entry[:] = map(float, entry)
+            saved = step
+            refuse_infinite(f"{name}, seed {seed}", log)
+            if RANK == 0:
+                save(path, parts, log, args)
+                report(name, seed, steps, log, args)
+    return net.eval().requires_grad_(False)
+
+
+def report(name, seed, steps, log, args):
+    """Prints how far a row has come, and notes what holds it up."""
+    step, total, seconds = len(log), log[-1][4], [entry[-1] for entry in log]
+    pace = np.mean(seconds[-50:])
+    left = round(pace * (steps - step))
+    progress = f"{name:17} seed {seed}  step {step:>5}/{steps}  loss {total:.4f}"
+    print(f"{progress}  {left // 60}:{left % 60:02} left")
+    if args.device == "cpu" and pace > 2 * np.mean(seconds[:50]):
+        note("steps take twice as long as at first: on a busy machine try OMP_NUM_THREADS=1")
+    waited = sum(entry[-2] for entry in log) / sum(seconds)
+    if args.device != "cpu" and step == steps and waited > 0.2:
+        note(f"{waited:.0%} of {name} was waiting for pictures: --workers, or shrink large photos")
+
+
+def refuse_infinite(who, log):
+    """Raises UserError where the loss of a step is no number: nothing comes after that."""
+    for step, entry in enumerate(log, start=1):
+        terms = dict(zip(COLUMNS, entry, strict=True))
+        if not math.isfinite(terms["total"]):
+            raise UserError(
+                f"{who}, step {step}: the loss is not finite, {terms}; train again with a lower "
+                "--lr or --amp off, in another --out"
+            )
+
+
+def save(path, parts, log, args):
     """Writes a row's file beside its place, then renames it, never half a file; its log as CSV."""
     state = {key: part.state_dict() for key, part in parts.items()}
-    options = {name: getattr(o, name) for name in MAKES_A_RUN}
-    state |= {"log": log, "guided": parts["net"].guided, "options": options}
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-    lines = [log[0], *(entry.values() for entry in log)]
-    path.with_suffix(".csv").write_text("".join(f"{','.join(map(str, x))}\n" for x in lines))
+    state["log"] = torch.tensor(log, dtype=torch.double)
+    state["options"] = {name: getattr(args, name) for name in RUN_OPTIONS.split()}
+    try:
+        torch.save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+        header = ",".join(COLUMNS)
+        np.savetxt(path.with_suffix(".csv"), log, "%.6g", ",", header=header, comments="")
+    except (OSError, RuntimeError) as problem:  # a full disk is the one or the other
+        raise UserError(f"{path}: can't be written ({problem}); go on by --resume") from None
+
 
 def load(path, device="cpu"):
-    """A row's file -> (its dict, its network, frozen). A pickle from a stranger may run any code,
-    hence weights_only; a small file may claim to be wide, hence a network without memory first."""
-    need(os.path.isfile(path), f"'{path}': no such file; give a row's, as runs/mlb/MLB.0.pt")
+    """A row's file -> its dict, and its network, frozen. Raises UserError.
+
+    A pickle from a stranger may run any code, hence weights_only; a small file may claim to be
+    wide, hence its own size.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; train first, or give a row's file as --weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        with torch.device("meta"):
-            net = MattingNet(state["options"]["width"], state["guided"])
-        net.load_state_dict(dict(state["net"]), assign=True)  # a copy: assign leaves its mark
-        need(state["log"] and 32 <= state["options"]["size"] < 10 ** 5
-             and all(x.isfinite().all() for x in state["net"].values()), "its size or a weight")
+        net, options = state["net"], state["options"]
+        width, channels = net["down4.0.weight"].shape[:2]
+        if 1000 * width**2 > os.path.getsize(path):
+            raise ValueError("it can't be as wide as it says")
+        if not all(x.isfinite().all() for x in net.values()):
+            raise ValueError("a weight is no number")
+        if "files" not in options or not 32 <= options["size"] < 10**5:
+            raise ValueError("its options")
+        net = MattingNet(width, guided=channels == 4)
+        net.load_state_dict(state["net"])
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
-        raise UserError(f"{path}: not a whole file of this mlb.py ({str(problem)[:80]}); delete it "
-                        "or take another --out or --weights")
-    net = net.float().to(device, memory_format=torch.channels_last)
+        reason = str(problem)[:80]
+        raise UserError(f"{path}: not a whole file of mlb.py ({reason}); delete it") from None
+    net = net.to(device, memory_format=torch.channels_last)
     return state, net.eval().requires_grad_(False)
 
-def train(o):
+
+def train(args):
     """Trains a command's rows, seed by seed; the first rank of torchrun tells how good they are."""
-    data, out, scores, begun = open_data(o), pathlib.Path(o.out), {}, time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(out.glob("*.pt")):  # nothing old may pass for new
-        need(o.resume, f"{out}: holds a run; go on with it by --resume or take another --out")
-        for name, value in load(path)[0]["options"].items():
-            need(vars(o).get(name) == value, f"{path}: made with --{name.replace('_', '-')} {value}"
-                                             "; give this again or take another --out")
-    names = [name for name in ROWS if data["true mattes"] or name != "upper bound"]
-    if o.command == "train":
-        names = ["guided teacher", "MLB guided"] if o.guide else ["teacher", "MLB"]
-    if RANK == 0:
-        print(o.device, *(f"{len(paths)} {kind}" for kind, paths in data.items()), sep=", ")
-    at_once, go_on = 1, map
-    if o.command == "compare" and o.device == "cpu" and RANKS == 1:  # a row on each core is faster
-        at_once = min(4, torch.get_num_threads())  # a teacher is 4 rows ahead of its students
-        go_on = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)).map
-    for seed in [o.seed] if o.command == "train" else range(o.seeds):
-        nets = {}
-        for abreast in (names[k:k + at_once] for k in range(0, len(names), at_once)):
-            rows = [fit(name, seed, o, data, out / f"{name}.{seed}.pt", nets.get(ROWS[name][2]))
-                    for name in abreast]
-            nets |= zip(abreast, map(next, rows))  # in turn: torch's random numbers are shared
-            while any([*go_on(lambda row: [next(row, None) for _ in range(20)][-1], rows)]):
-                pass  # 20 steps of each, then the next 20
+    start, data = time.monotonic(), open_data(args)
+    args.files = fingerprint(args.data)
+    seeds = range(args.seeds) if args.command == "compare" else [args.seed]
+    names = [name for name in ROWS if name != "upper bound" or data["true mattes"]]
+    if args.command == "train":
+        names = ["guided teacher", "MLB guided"] if args.guide else ["teacher", "MLB"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = map  # one row after another, but on a CPU a row on each core is faster
+    if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
+        cores = min(4, torch.get_num_threads())
+        run = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
+
+    scores = defaultdict(list)
+    with locked(args.out):
+        refuse_another_run(args.out, names, seeds, args)
         if RANK == 0:
-            for name, score in evaluate_rows(nets, o.size, data, out).items():
-                scores.setdefault(name, []).append(score)
-            (out / "metrics.json").write_text(json.dumps(scores, indent=1).replace("NaN", "null"))
-            (out / "table.md").write_text(table(scores) + "\n", "utf-8")
+            counts = [f"{len(paths)} {use}" for use, paths in data.items()]
+            print(args.device, *counts, sep=", ")
+        for seed in seeds:
+            # made here, not in those threads: torch's random numbers are shared
+            nets = {name: new_net(name, seed, args) for name in names}
+            fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
+            list(run(fit_row, [name for name in names if "teacher" in name]))
+            list(run(fit_row, [name for name in names if "teacher" not in name]))
+            if RANK == 0:
+                evaluate_seed(nets, scores, args, data)
     if RANK == 0:
         print(table(scores))
-        print(f"{(time.monotonic() - begun) / 60:.1f} minutes; look at the pictures in {out}")
+        print(f"{(time.monotonic() - start) / 60:.1f} minutes; look at the pictures in {args.out}")
+
+
+def evaluate_seed(nets, scores, args, data):
+    """Adds the metrics of a seed's networks and labels to scores, and writes all into --out."""
+    mattes = evaluate(matte_rows(nets, data["tests"], args.size), args.out / "mattes.png")
+    labels = evaluate(label_rows(nets, data, args.size), args.out / "labels.png")
+    found = mattes | labels if data["true mattes"] else mattes
+    for name, score in found.items():
+        scores[name].append(score)
+    text = json.dumps(scores, indent=1).replace("NaN", "null")
+    (args.out / "metrics.json").write_text(text)
+    (args.out / "table.md").write_text(table(scores) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Holds a folder for one run, until its process ends. Raises UserError where another does."""
+    if fcntl is None or RANK > 0:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"{folder}: another run writes there; take another --out") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def refuse_another_run(out, names, seeds, args):
+    """Raises UserError where --out holds rows that this command would not go on with."""
+    rows = [f"{name}.{seed}.pt" for name in names for seed in seeds]
+    for path in sorted(out.glob("*.pt")):
+        if not args.resume:
+            raise UserError(f"{out}: holds a run; go on with it by --resume or take another --out")
+        if path.name not in rows:
+            raise UserError(f"{path}: of another command or seed; take another --out")
+        made = load(path)[0]["options"]
+        changed = [name for name in RUN_OPTIONS.split() if made.get(name) != getattr(args, name)]
+        if changed:
+            raise UserError(f"{path}: made with {made}; {changed} must stay, or take another --out")
+
 
 # == 5  Evaluation: the field's metrics, the boundary's MAD, tables and pictures =================
 # Matting's claims live in a few percent of the pixels, which MSE hardly sees: hence a MAD of these.
-UNITS = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  # of tables
+
+SCALES = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  # of tables
+
 
 def gradient(x):
-    """|∇x| of an H×W array, H×W, by the first derivatives of a Gaussian with σ = 1.4 pixels: edges
-    should be as steep as the truth's, not only near it (Rhemann et al., CVPR 2009)."""
-    t = torch.arange(-6.0, 7, dtype=torch.double)
-    smooth = torch.softmax(-0.5 * (t / 1.4) ** 2, 0)  # a Gaussian, its sum 1
-    slope = t / 1.4 ** 2 * smooth
-    x = torch.from_numpy(np.pad(x, 6, mode="symmetric"))[None, None]  # mirrored; 6 are 4 σ
-    down, across = (F.conv2d(F.conv2d(x, a.view(1, 1, 13, 1)), b.view(1, 1, 1, 13))
-                    for a, b in ((slope, smooth), (smooth, slope)))
-    return torch.hypot(down, across)[0, 0].numpy()
+    """|∇x| of an H×W array, H×W, by the first derivatives of a Gaussian with σ = 1.4 pixels.
+
+    Edges should be as steep as the truth's, not only near it (Rhemann et al., CVPR 2009).
+    """
+    t = np.arange(-6, 7)  # 6 are 4 σ
+    smooth = np.exp(-0.5 * (t / 1.4) ** 2)
+    smooth /= smooth.sum()
+    slope = t / 1.4**2 * smooth
+    windows = np.lib.stride_tricks.sliding_window_view
+    x = np.pad(x, 6, mode="symmetric")  # mirrored at the border
+    columns = windows(x, 13, axis=0)
+    down = windows(columns @ slope, 13, axis=1) @ smooth
+    across = windows(columns @ smooth, 13, axis=1) @ slope
+    return np.hypot(down, across)
+
 
 def metrics(prediction, truth):
     """SAD, MSE, MAD and Grad of two H×W arrays in [0, 1], as P3M (Li et al. 2021) reports them:
@@ -502,124 +803,172 @@ def metrics(prediction, truth):
     error = np.abs(prediction - truth)
     # not boundary_label: who tries other thresholds there must not move the yardstick
     near = torch.from_numpy((truth > 0.05) & (truth < 0.95)).float()
-    near = F.max_pool2d(near[None], 5, 1, 2)[0].bool().numpy()
-    return {"SAD": error.sum() / 1000, "MSE": (error ** 2).mean(), "MAD": error.mean(),
-            "Grad": ((gradient(prediction) - gradient(truth)) ** 2).sum() / 10,
-            "Boundary MAD": error[near].mean() if near.any() else math.nan}
+    near = F.max_pool2d(near[None], kernel_size=5, stride=1, padding=2)
+    near = near[0].bool().numpy()
+    return {
+        "SAD": error.sum() / 1000,
+        "MSE": (error**2).mean(),
+        "MAD": error.mean(),
+        "Grad": ((gradient(prediction) - gradient(truth)) ** 2).sum() / 10,
+        "Boundary MAD": error[near].mean() if near.any() else math.nan,
+    }
+
 
 def to_picture(x):
-    """A tensor 3×H×W, 1×H×W or H×W in [0, 1] as an RGB or L picture."""
-    array = (x.clamp(0, 1) * 255).round().byte().numpy()
-    return Image.fromarray(np.moveaxis(array, -3, -1).squeeze() if array.ndim == 3 else array)
+    """A tensor 3×H×W or H×W in [0, 1] as an RGB or L picture."""
+    array = to_bytes(255 * x.cpu().numpy())
+    return Image.fromarray(array.transpose(1, 2, 0) if array.ndim == 3 else array)
+
 
 def to_tensor(picture):
     """An RGB or L picture as a tensor 3×H×W or 1×H×W in [0, 1]."""
-    array = np.array(picture, np.float32) / 255
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+    array = np.atleast_3d(np.array(picture, np.float32)) / 255
+    return torch.from_numpy(array).permute(2, 0, 1)
+
 
 def predict(net, photo, size, mask=None):
-    """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size, by a net trained at
-    size pixels; a guided one needs its mask, an L picture. Sides are rounded to multiples of 32."""
-    scale = 2 / (1 + SMALLEST_WINDOW) * size / min(photo.size)  # training showed 0.85 of it
+    """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size.
+
+    size: that of the pictures the net was trained on. A guided one needs a mask, an L picture.
+    """
+    scale = 2 / (1 + SMALLEST_CROP) * size / min(photo.size)  # training showed 0.85 of it
     sides = [max(32, 32 * round(scale * side / 32)) for side in photo.size]
-    seen = [to_tensor(x.resize(sides, Image.BILINEAR)) for x in (photo, mask) if x]
-    x = torch.cat(seen)[None].to(next(net.parameters()).device, memory_format=torch.channels_last)
-    # benchmark off: photos differ in size, and cuDNN would try all its kernels on each new one
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
-        maps = torch.cat(net(x[:, :3], x[:, 3:]), 1).float().sigmoid()
-        return F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)[0].cpu()
+    seen = [photo] if mask is None else [photo, mask]
+    x = torch.cat([to_tensor(picture.resize(sides, Image.BILINEAR)) for picture in seen])
+    x = x[None].to(next(net.parameters()).device, memory_format=torch.channels_last)
+    torch.backends.cudnn.benchmark = False  # it would try all kernels on each new size
+    with torch.inference_mode():
+        logits = torch.cat(net(x[:, :3], x[:, 3:]), dim=1)
+        maps = logits.float().sigmoid()
+        maps = F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)
+    return maps[0].cpu()
 
-def evaluate(items, mattes_of, path_of_sheet=None, last="truth"):
-    """{name: mean metrics} of the mattes {name: H×W} that mattes_of(photo, its path) makes of
-    items, (photo's path, truth's path). On a sheet: the three with most hair; last: a title."""
-    scores, shown = {}, []
-    for path, label in items:
-        truth = read(label, True)
-        photo, M = read(path).resize(truth.size), to_tensor(truth)[0]
-        mattes = mattes_of(photo, path)
-        for name, matte in mattes.items():
-            scores.setdefault(name, []).append(metrics(matte, M))
-        shown.append((boundary_label(M).mean(), [photo, *map(to_picture, mattes.values()), truth]))
-        shown = sorted(shown, key=lambda entry: entry[0], reverse=True)[:3]
-    if path_of_sheet:
-        rows = [row for _, cells in shown for row in close_ups(cells)]
-        sheet(["photo", *scores, last], rows, path_of_sheet)
-    return {name: {metric: torch.DoubleTensor([score[metric] for score in found]).nanmean().item()
-                   for metric in UNITS} for name, found in scores.items()}
 
-def evaluate_rows(nets, size, data, out):
-    """{row: mean metrics} of networks on the test pictures, and of the labels of D_s whose truth is
-    known; draws mattes.png, labels.png. Test pictures have no masks: no row for guided teachers."""
-    seeing, masks = {name: net for name, net in nets.items() if not net.guided}, dict(data["masks"])
-    def labels_of(photo, path):
-        """S of a photo of D_s, and what the teachers make of it."""
-        mask = read(masks[path], True).resize(photo.size)
-        labels = {"S": to_tensor(mask)[0]}
+def matte_rows(nets, tests, size):
+    """{title: tensor} of each test picture: photo, mattes of the networks, truth. The pictures have
+    no masks: nothing of guided teachers."""
+    for photo_path, truth_path in tests:
+        photo, truth = read_pair(photo_path, truth_path)
+        photo = photo.resize(truth.size)
+        row = {"photo": to_tensor(photo)}
+        for name, net in nets.items():
+            if not net.guided:
+                row[name] = predict(net, photo, size)[0]
+        yield row | {"truth": to_tensor(truth)[0]}
+
+
+def label_rows(nets, data, size):
+    """{title: tensor} of photos of D_s: photo, S, what the teachers make of it, truth (or S)."""
+    for photo_path, mask_path, truth_path in data["labels shown"]:
+        photo, mask = read_pair(photo_path, mask_path)
+        photo = photo.resize(mask.size)
+        S = to_tensor(mask)[0]
+        row = {"photo": to_tensor(photo), "labels S": S}
         for name, suffix in (("teacher", ""), ("guided teacher", " guided")):
             if name in nets:
-                M_t, alpha_t = predict(nets[name], photo, size, mask if suffix else None)
-                B = blend(M_t, alpha_t, labels["S"])
-                labels |= {f"M′{suffix}": M_t, f"α′{suffix}": alpha_t, f"B{suffix}": B}
-        return labels
-    scores = evaluate(data["tests"], lambda photo, _: {
-        name: predict(net, photo, size)[0] for name, net in seeing.items()}, out / "mattes.png")
-    known = data["true mattes"][:200]  # of thousands it would take hours
-    labels = evaluate(known or data["masks"][:3], labels_of, out / "labels.png",
-                      "truth" if known else "S")
-    return scores | {f"labels {kind}": labels[kind] for kind in ("S", "M′", "B", "B guided")
-                     if known and kind in labels}
+                M_t, alpha_t = predict(nets[name], photo, size, mask)
+                row["labels M′" + suffix] = M_t
+                row["labels α′" + suffix] = alpha_t
+                row["labels B" + suffix] = blend(M_t, alpha_t, S)
+        truth = read(truth_path, label=True).resize(mask.size)
+        yield row | {"truth": to_tensor(truth)[0]}
+
+
+def evaluate(rows, path=None):
+    """{title: mean metrics} of rows {title: tensor}; draws the three with most hair at path."""
+    scores, shown = defaultdict(list), []
+    for count, row in enumerate(rows, start=1):
+        if count % 50 == 0:
+            print(f"evaluation: {count} pictures")
+        for title in row:
+            if title not in ("photo", "truth", "labels α′", "labels M′ guided", "labels α′ guided"):
+                found = metrics(row[title], row["truth"])
+                scores[title].append(list(found.values()))
+        shown = sorted([*shown, row], key=hair)[-3:]
+    if path:
+        save_sheet(shown, path)
+    means = {title: torch.tensor(found).nanmean(dim=0) for title, found in scores.items()}
+    return {title: dict(zip(SCALES, mean.tolist(), strict=True)) for title, mean in means.items()}
+
+
+def hair(row):
+    """The share of a row's truth that is boundary."""
+    return boundary_label(row["truth"]).mean()
+
 
 def table(scores):
     """{row: [metrics, one per seed]} as a Markdown table: mean ± standard deviation (n − 1)."""
-    lines = [["", *(f"{name} e-3" if unit > 1 else name for name, unit in UNITS.items())],
-             ["-" * 17, *["-" * 15 + ":"] * len(UNITS)]]
-    for row, seeds in scores.items():
-        lines.append([row])
-        for name, unit in UNITS.items():
-            values = [unit * score[name] for score in seeds]
+    titles = [key if scale == 1 else f"{key} e-3" for key, scale in SCALES.items()]
+    lines = [["", *titles], ["---"] + ["---:"] * len(titles)]
+    for name, seeds in scores.items():
+        cells = [name]
+        for key, scale in SCALES.items():
+            values = [scale * score[key] for score in seeds]
             spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-            lines[-1].append(f"{np.mean(values):.2f}{spread}")
-    return "\n".join(f"| {row:17} | {' | '.join(f'{cell:>16}' for cell in cells)} |"
-                     for row, *cells in lines)
+            cells.append(f"{np.mean(values):.2f}{spread}")
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(f"{cell:>17}" for cell in line) + " |" for line in lines)
 
-def close_ups(cells):
-    """Three rows of a sheet: a photo, its mattes and, last, the truth, whole; the 56×56 pixels with
-    most boundary in the last two, four times as large; the photo again, and |matte − truth|."""
-    side = min(56, *cells[-1].size)
-    share = F.avg_pool2d(sum(boundary_label(to_tensor(x)) for x in cells[-2:]), side, 1)[0]
-    top, left = divmod(share.argmax().item(), share.shape[1])
-    box = left, top, left + side, top + side
-    crops = [x.crop(box).resize((224, 224), Image.NEAREST) for x in cells]
-    errors = [ImageChops.difference(x, crops[-1]) for x in crops[1:-1]]
-    return [[ImageOps.contain(x, (112, 112)) for x in cells], crops, [crops[0], *errors]]
 
-def sheet(titles, rows, path):
-    """Saves rows of pictures under titles, 224 pixels wide: seven fill a projector's 1,600."""
-    page, y = Image.new("RGB", (len(titles) * 228 + 4, 10 ** 4), "white"), 34
-    for k, title in enumerate(titles):
-        title = title.replace("′", "'").replace("α'", "boundary")  # what the font has
-        ImageDraw.Draw(page).text((228 * k + 116, 18), title, "black", anchor="mm", font_size=20)
+def save_sheet(rows, path):
+    """Saves rows {title: tensor 3×H×W or H×W, ..., "truth"}: whole; where the truth has most hair,
+    enlarged; and there |matte − truth|."""
+    lines = []
     for row in rows:
-        for k, picture in enumerate(row):
-            picture.thumbnail((224, 224))
-            page.paste(picture, (228 * k + 4, y))
-        y += max(picture.height for picture in row) + 4
-    page.crop((0, 0, page.width, y)).save(path)
+        alpha = boundary_label(row["truth"])
+        side = min(56, *alpha.shape)
+        share = F.avg_pool2d(alpha[None], side, stride=1)[0]
+        top, left = divmod(share.argmax().item(), share.shape[1])
+        window = (..., slice(top, top + side), slice(left, left + side))
+        crops = {name: x[window] for name, x in row.items()}
+        errors = {name: (x - crops["truth"]).abs() for name, x in crops.items()}
+        errors["photo"] = crops["photo"]
+        lines += [row, crops, errors]
+    size = (228 * len(row), 34 + 228 * len(lines))
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    for k, title in enumerate(row):
+        # the font has no prime, and an error of a boundary says nothing
+        shown = title.removeprefix("labels ").replace("′", "'").replace("α'", "boundary")
+        draw.text((228 * k + 112, 18), shown, "black", anchor="mm", font_size=20)
+        for i, line in enumerate(lines):
+            if "α" not in title or i % 3 < 2:
+                cell = ImageOps.contain(to_picture(line[title]), (224, 224), Image.NEAREST)
+                page.paste(cell, (228 * k, 34 + 228 * i))
+    page.save(path)
 
-def trained_net(o):
+
+def save_batch(image, mask, target, path):
+    """What a row's network is shown first, as batch.png beside its file."""
+    rows = []
+    for k in range(min(4, len(image))):
+        rows.append({"photo": image[k], "mask": mask[k, 0], "truth": target[k, 0]})
+    part = path.with_suffix(".png")  # rows that train side by side draw one each
+    save_sheet(rows, part)
+    os.replace(part, path.with_name("batch.png"))
+
+
+def trained_net(args):
     """The network of --weights, and the size it sees: that of --size or of its training."""
-    state, net = load(o.weights, o.device)
-    need(not net.guided, f"{o.weights}: a guided teacher needs masks; give another row's file")
-    return net, o.size or state["options"]["size"]
+    state, net = load(args.weights, args.device)
+    if net.guided:
+        raise UserError(f"{args.weights}: a guided teacher needs masks; give another row's file")
+    with contextlib.suppress(UserError):  # without data_sample nobody can tell
+        if args.run is matte and state["options"]["files"] == fingerprint(SAMPLE):
+            note("these weights have seen drawn people alone: a real photo comes out in pieces")
+    return net, args.size or state["options"]["size"]
 
-def print_metrics(o):
+
+def print_metrics(args):
     """Prints the metrics of trained weights on the test pictures of --data."""
-    (net, size), test = trained_net(o), pathlib.Path(o.data, "test")
-    scores = evaluate(pairs(test / "image", test / "alpha"),
-                      lambda photo, _: {"": predict(net, photo, size)[0]})
-    print(table({pathlib.Path(o.weights).stem: [scores[""]]}))
+    net, size = trained_net(args)
+    tests = pairs(args.data / "test/image", args.data / "test/alpha")
+    scores = evaluate(matte_rows({args.weights.stem: net}, tests, size))
+    print(table({name: [score] for name, score in scores.items()}))
+
 
 # == 6  Benchmark: frames per second, and what each step towards them buys =======================
+
 
 def fold(net):
     """A copy with each batch norm folded into the convolution before it, the same function: in eval
@@ -627,204 +976,310 @@ def fold(net):
     net = copy.deepcopy(net)
     for block in net.children():
         if isinstance(block, nn.Sequential):
-            block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+            block[0] = fuse_conv_bn_eval(block[0], block[1])
+            block[1] = nn.Identity()
     return net
 
-def seconds_of(run, device):
-    """Seconds that a call takes. CUDA kernels run on after the launch: the clock waits for them."""
-    wait = time.perf_counter if device == "cpu" else torch.cuda.synchronize
+
+def seconds_of(run, x, device):
+    """Seconds that run(x) takes. CUDA kernels run on after the launch: the clock waits for them."""
+    wait = torch.get_device_module(device).synchronize
     wait()
-    begun = time.perf_counter()
-    run()
+    start = time.perf_counter()
+    run(x)
     wait()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
+
+
+def time_in_turn(ladder, device):
+    """Median milliseconds of {name: (run, x)}, in turn: a slow moment of the machine hits all."""
+    times = {name: [] for name in ladder}
+    for _ in range(40):
+        for name, (run, x) in ladder.items():
+            times[name].append(seconds_of(run, x, device))
+    return {name: 1000 * np.median(times[name][4:]) for name in times}  # warm by then
+
 
 @torch.no_grad()
-def bench(o):
+def bench(args):
     """Times a ladder of networks in turn, so that a slow moment of the machine hits all, then bytes
     to bytes with the fastest. The difference is the matte's largest change against fp32."""
-    net = trained_net(o)[0] if o.weights else MattingNet(o.width).eval().to(o.device)
-    frame = torch.randint(256, (1, o.size, o.size, 3), dtype=torch.uint8)  # as cameras give it
-    x = frame.to(o.device).permute(0, 3, 1, 2) / 255
-    rows = {"fp32": (copy.deepcopy(net).to(memory_format=torch.contiguous_format), x.contiguous())}
+    net = MattingNet(args.width).eval().to(args.device)
+    if args.weights:
+        net, _ = trained_net(args)
+    frame = torch.randint(256, (1, args.size, args.size, 3), dtype=torch.uint8)
+    frame = frame.permute(0, 3, 1, 2)  # channels-last, as cameras give it
+    half = torch.bfloat16 if args.device == "cpu" else torch.float16
+    x = frame.to(args.device) / 255
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     net = net.to(memory_format=torch.channels_last)
-    rows |= {"+ channels-last": (net, x), "+ batch norm folded": (fold(net), x)}
-    if o.device != "cpu":
-        rows["+ TF32"] = rows["+ batch norm folded"]
-    half = torch.bfloat16 if o.device == "cpu" else torch.float16
-    rows["+ 16-bit weights"] = fold(net).to(half), x.to(half)
-    if o.compile:  # on CUDA this records a graph: no Python between the kernels
-        rows["+ compile"] = torch.compile(fold(net).to(half), mode="reduce-overhead"), x.to(half)
-    times, mattes = {row: [] for row in rows}, {}
-    for _ in range(40):
-        for row, (run, x) in rows.items():
-            torch.backends.cudnn.allow_tf32 = list(rows).index(row) > 2  # from its row on
-            times[row].append(seconds_of(lambda: run(x), o.device))
-            mattes[row] = run(x)[0].float().sigmoid().cpu()
-    fastest, like = rows[min(rows, key=lambda row: np.median(times[row]))]
-    def end_to_end():
+    ladder = {
+        "fp32": (plain, x.contiguous()),
+        "+ channels-last": (net, x),
+        "+ batch norm folded": (fold(net), x),
+        "+ 16-bit weights": (fold(net).to(half), x.to(half)),
+    }
+    if "cuda" in args.device:  # its kernels are launched as one
+        graph = torch.cuda.make_graphed_callables(fold(net).to(half), (x.to(half),))
+        ladder["+ CUDA graph"] = graph, x.to(half)
+    if args.compile:
+        compiled = torch.compile(fold(net).to(half), mode="reduce-overhead")
+        ladder["+ compile"] = compiled, x.to(half)
+    times = time_in_turn(ladder, args.device)
+    fastest, like = ladder[min(times, key=times.get)]
+
+    def end_to_end(frame):
         """What a video call pays for: bytes in, bytes out."""
-        logits, _ = fastest(frame.to(o.device).permute(0, 3, 1, 2).to(like.dtype) / 255)
+        logits, _ = fastest(frame.to(args.device).to(like.dtype) / 255)
         return (255 * logits.float().sigmoid()).round().byte().cpu()
-    mattes["end to end, in bytes"] = end_to_end() / 255
-    times["end to end, in bytes"] = [seconds_of(end_to_end, o.device) for _ in range(40)]
-    print(f"{o.device}, torch {torch.__version__}, {o.size}x{o.size} pixels, batch 1")
-    for row, seconds in times.items():
-        ms = 1000 * np.median(seconds[4:])  # warm by then
-        difference = (mattes[row] - mattes["fp32"]).abs().max()
-        print(f"{row:20} {ms:8.2f} ms {1000 / ms:8.1f} FPS   difference {difference:.4f}")
+
+    times |= time_in_turn({"end to end, in bytes": (end_to_end, frame)}, args.device)
+    threads = torch.get_num_threads()
+    print(f"{args.device}, torch {torch.__version__}, {threads} threads, {args.size}x{args.size}")
+    exact = plain(x)[0].sigmoid()
+    for name, ms in times.items():
+        run, x = ladder.get(name, (fastest, like))
+        matte = run(x)[0].float().sigmoid()
+        difference = (matte - exact).abs().max()
+        print(f"{name:20} {ms:8.2f} ms {1000 / ms:8.1f} FPS   difference {difference:.4f}")
+    print(
+        "Each row keeps what the rows above have; difference: the largest of a matte from fp32's."
+    )
+    print("A CPU without 16-bit units computes 16-bit weights more slowly than fp32.")
+
 
 # == 7  Matting: a person cut out of one's own photo =============================================
 # A strand's pixel holds hair and old background: a halo, unless the colour of hair is estimated.
+
 
 def blur(x, radius):
     """Box blur of C×H×W by radius pixels: over 3 + 1 + 3 cells of a grid with three to a radius. At
     the edges the mean is over what there is: zeros would darken them."""
     grid = [max(1, 3 * side // radius) for side in x.shape[1:]]
-    cells = F.avg_pool2d(F.adaptive_avg_pool2d(x, grid)[None], 7, 1, 3, count_include_pad=False)
+    cells = F.adaptive_avg_pool2d(x, grid)[None]
+    cells = F.avg_pool2d(cells, kernel_size=7, stride=1, padding=3, count_include_pad=False)
     return F.interpolate(cells, x.shape[1:], mode="bilinear")[0]
+
 
 def estimate_foreground(image, alpha):
     """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
-    Forte (ICIP 2021): F is blurred weighted by α, B by 1 − α, widely, then narrowly."""
+
+    Forte (ICIP 2021): F is blurred weighted by α, B by 1 − α, widely, then narrowly.
+    """
     foreground = background = image
     for radius in (90, 6):
         share = blur(alpha, radius)
-        around = blur(foreground * alpha, radius) / (share + 1e-5)
+        foreground = blur(foreground * alpha, radius) / (share + 1e-5)
         background = blur(background * (1 - alpha), radius) / (1 - share + 1e-5)
-        foreground = (around + alpha * (image - composite(around, alpha, background))).clip(0, 1)
+        error = image - composite(foreground, alpha, background)
+        foreground = (foreground + alpha * error).clip(0, 1)
     return foreground
 
-def matte(o):
+
+def cut_out(net, size, photo):
+    """The person of an RGB picture, RGBA: alpha is the matte, colours are the person's alone."""
+    alpha = to_picture(predict(net, photo, size)[0])
+    coarse = max(1, min(photo.size) // 512)  # colours are smooth where alpha is not 1
+    small = [to_tensor(picture.reduce(coarse)) for picture in (photo, alpha)]
+    person = to_picture(estimate_foreground(*small)).resize(photo.size)
+    person.paste(photo, mask=alpha.point(lambda value: 255 * (value == 255)))
+    person.paste("black", mask=alpha.point(lambda value: 255 * (value == 0)))  # nobody's colours
+    person.putalpha(alpha)
+    return person
+
+
+def matte(args):
     """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the person's
     colours alone. What fails is named, and the rest go on; no photo is written over."""
-    (net, size), out, failed, owners = trained_net(o), pathlib.Path(o.out), 0, {}
+    (net, size), out, failed = trained_net(args), args.out, 0
     out.mkdir(parents=True, exist_ok=True)
-    for path in o.photos:
+    photos, written = [], set()
+    for path in args.photos:
+        if path.is_dir():  # its photos, but not what an earlier run has made of them
+            found = find_pictures(path)
+            photos += [photo for photo in found if out.resolve() not in photo.resolve().parents]
+        else:
+            photos.append(path)
+    for path in photos:
+        target = out / f"{path.stem}.png"
         try:
-            if path.is_dir():
-                o.photos += pictures(path).values()  # which this loop will come to
-                continue
-            need(path.parent.resolve() != out.resolve(), f"{path}: lies in --out; take another")
-            need(owners.setdefault(path.stem, path) == path, f"{path}: its name is used; rename it")
-            photo = read(path)
-            alpha = to_picture(predict(net, photo, size)[0])
-            # colours are smooth where alpha is not 1: a coarse grid of them saves gigabytes
-            coarse = max(1, min(photo.size) // 512)
-            small = (to_tensor(x.reduce(coarse)) for x in (photo, alpha))
-            cutout = to_picture(estimate_foreground(*small)).resize(photo.size)
-            cutout.paste(photo, mask=alpha.point(lambda value: 255 * (value == 255)))
-            cutout.putalpha(alpha)
-            cutout.save(out / f"{path.stem}.png", compress_level=1)
-            print(out / f"{path.stem}.png", flush=True)
-        except Exception as problem:
-            complain(problem)
+            if target in written or path.parent.resolve() == out.resolve():
+                raise UserError(f"{path}: it or its name lies in --out; rename it or take another")
+            cut_out(net, size, read(path)).save(target, compress_level=1)
+            written.add(target)
+            print(target)
+        except (UserError, OSError) as problem:
+            complain(problem if isinstance(problem, UserError) else f"{target}: {problem}")
             failed += 1
-    need(not failed, f"{failed} failed, see above; the rest is in {out}")
+    if failed or not photos:
+        raise UserError(f"{failed} of {len(photos)} photos failed; the rest is in {out}")
+
 
 # == 8  Command line =============================================================================
 
-COMMANDS = {"train": (train, "train a teacher and its student"),
-            "compare": (train, "does the blending help? train every row of the table, over seeds"),
-            "eval": (print_metrics, "the metrics of trained weights on the test pictures"),
-            "bench": (bench, "frames per second, and what each step towards them buys"),
-            "matte": (matte, "cut the person out of photos, or of folders of them")}
-OPTIONS = [  # (option, the commands that have it by their initials, default, help)
-    ("data", "tce", str(pathlib.Path(__file__).with_name("data_sample")), "folder of the data set"),
-    ("out", "t", "runs/mlb", "folder for all that is written"),
-    ("out", "c", "runs/compare", "folder for all that is written"),
-    ("out", "m", "cutouts", "folder for the pictures"),
-    ("weights", "ebm", "", "a row's file, such as runs/mlb/MLB.0.pt"),
-    ("mattes", "tc", 0, "take so many of the mattes of D_m; 0: all"),
-    ("masks", "tc", 0, "take so many of the masks of D_s; 0: all"),
-    ("size", "tc", 128, "side of a training picture in pixels, a multiple of 32"),
-    ("size", "b", 512, "side of a frame in pixels, a multiple of 32"),
-    ("size", "em", 0, "side of the pictures it was trained on; 0: as its file says"),
-    ("width", "tcb", 32, "channels of the network's first stage"),
-    ("batch", "tc", 8, "pictures in a step, over all ranks"),
-    ("teacher-steps", "tc", 2200, "steps of a teacher"),
-    ("steps", "tc", 2500, "steps of a student"),
-    ("lr", "tc", 4e-3, "highest learning rate"),
-    ("mix", "tc", 0.25, "share of composites in a student's batches, 0 to 1"),
-    ("seed", "t", 0, "of everything random"),
-    ("seeds", "c", 3, "how many seeds, from 0"),
-    ("guide", "t", False, "our extension: a teacher that sees the mask, and its student"),
-    ("amp", "tc", "auto", "precision: off, bf16, fp16 or auto (fp16 on CUDA, else off)"),
-    ("workers", "tc", 0, "processes that load data"),
-    ("compile", "tcb", False, "torch.compile the network"),
-    ("resume", "tc", False, "go on with the run in --out; begin it where there is none"),
-    ("device", "tcebm", "auto", "auto, cpu, cuda or one of several GPUs, as cuda:1")]
 
-def parse(argv):
-    """The options of a command line, as the tables above have them."""
-    one_line = {"prog": "mlb", "usage": argparse.SUPPRESS, "allow_abbrev": False}  # for errors
-    parser = argparse.ArgumentParser(description=__doc__, **one_line,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line, and an option has its whole name."""
+
+    def __init__(self, **more):
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(formatter_class=formatter, allow_abbrev=False, **more)
+
+    def error(self, message):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def number(kind, least, most=10**9):
+    """The type of an option: a number of a kind from least to most."""
+
+    def parse(text):
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return value
+
+    return parse
+
+
+positive, natural = number(int, 1), number(int, 0)
+
+
+def add_training_options(add):
+    """The options that train and compare share."""
+    add("--data", type=Path, default=SAMPLE, help="folder of the data set")
+    add("--mattes", type=natural, default=0, help="use so many of D_m; 0: all")
+    add("--masks", type=natural, default=0, help="use so many of D_s; 0: all")
+    add("--size", type=positive, default=128, help="side of a training picture, a multiple of 32")
+    add("--width", type=positive, default=32, help="channels of the first stage")
+    add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
+    add("--teacher-steps", type=positive, default=2200, help="steps of a teacher")
+    add("--steps", type=positive, default=2500, help="steps of a student")
+    add("--lr", type=number(float, 0), default=4e-3, help="highest learning rate")
+    add("--weight-decay", type=number(float, 0), default=0.2, help="of the kernels")
+    add("--mix", type=number(float, 0, 1), default=0.25, help="a student's share of composites")
+    add("--amp", choices=["auto", *HALF], default="auto", help="auto: bf16 or fp16 on CUDA")
+    add("--workers", type=natural, help="processes that load data (default: 0, on a GPU up to 8)")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--resume", action="store_true", help="go on with the run in --out")
+
+
+def add_weights(add):
+    """The options of what uses trained weights."""
+    add("--weights", type=Path, default="runs/mlb/MLB.0.pt", help="a row's file")
+    add("--size", type=natural, default=0, help="side of its training pictures; 0: as in the file")
+
+
+def parse(argv=None):
+    """The options of a command line. Raises UserError."""
+    parser = Parser(prog="mlb", description="Matte Label Blending; README tells more.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command, (_, what) in COMMANDS.items():
-        p = commands.add_parser(command, help=what, description=what, **one_line,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        if command == "matte":
-            p.add_argument("photos", nargs="+", type=pathlib.Path, help="photos or folders")
-        for option, initials, default, text in OPTIONS:
-            if command[0] in initials:
-                kind = {"action": "store_true"} if default is False else {"type": type(default)}
-                p.add_argument(f"--{option}", default=default, help=text, **kind)
+
+    def command(name, run, text):
+        p = commands.add_parser(name, help=text, description=text)
+        p.set_defaults(run=run)
+        p.add_argument("--device", default="auto", help="auto, cpu, cuda or one of them, cuda:1")
+        return p.add_argument
+
+    add = command("train", train, "train a teacher and its student")
+    add("--out", type=Path, default="runs/mlb", help="folder for all that is written")
+    add("--seed", type=natural, default=0, help="of everything random")
+    add("--guide", action="store_true", help="our extension: a teacher that sees the mask")
+    add_training_options(add)
+
+    add = command("compare", train, "does the blending help? train every row, over seeds")
+    add("--out", type=Path, default="runs/compare", help="folder for all that is written")
+    add("--seeds", type=positive, default=3, help="how many seeds, from 0")
+    add_training_options(add)
+
+    add = command("eval", print_metrics, "the metrics of trained weights on the test pictures")
+    add("--data", type=Path, default=SAMPLE, help="folder of the data set")
+    add_weights(add)
+
+    add = command("bench", bench, "frames per second, and what each step towards them buys")
+    add("--weights", type=Path, help="a row's file; random weights are as fast")
+    add("--size", type=positive, default=512, help="side of a frame, a multiple of 32")
+    add("--width", type=positive, default=32, help="channels of the first stage")
+    add("--compile", action="store_true", help="torch.compile the network")
+
+    add = command("matte", matte, "cut the person out of photos, or of folders of them")
+    add("photos", nargs="+", type=Path, metavar="PHOTO", help="photos or folders")
+    add("--out", type=Path, default="cutouts", help="folder for the pictures")
+    add_weights(add)
     return parser.parse_args(argv)
 
-def check(o):
-    """Refuses options that make no sense, and settles what "auto" left to us."""
-    for name, value in vars(o).items():
-        least = name in ("width", "batch", "teacher_steps", "steps", "seeds")
-        need(not isinstance(value, (int, float)) or least <= value <= (1 if name == "mix" else 2e9),
-             f"--{name.replace('_', '-')} {value}: makes no sense, see --help")
-    need(o.command in ("eval", "matte") or (o.size > 0 and o.size % 32 == 0),
-         f"--size {o.size}: the network takes multiples of 32")
-    share, rest = divmod(vars(o).get("batch", 0), RANKS)
-    need(not rest and share * o.size != 32, f"--batch: no multiple of {RANKS} ranks, or too small")
-    need(vars(o).get("amp", "off") in ("auto", *HALF), "--amp: take auto, off, bf16 or fp16")
-    need(re.fullmatch(r"auto|cpu|cuda(:\d+)?", o.device), f"--device {o.device}: see --help")
-    if o.device in ("auto", "cuda"):  # torchrun gives each rank a GPU
-        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        o.device = gpu if o.device == "cuda" or torch.cuda.is_available() else "cpu"
-    if getattr(o, "amp", "") == "auto":
-        o.amp = "off" if o.device == "cpu" else "fp16"
-    torch.zeros(1, device=o.device) + 1  # a kernel: not every wheel has those of every GPU
+
+def settle(args):
+    """Settles what "auto" left to us, and refuses what can't be."""
+    gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    devices = ["cpu", *gpus] + ["mps"] * torch.backends.mps.is_available()
+    if args.device == "auto":
+        args.device = "cuda" if gpus else "cpu"
+        if torch.version.cuda and not gpus and os.path.exists("/proc/driver/nvidia"):
+            note(
+                "an NVIDIA driver is here, but torch can't use it: it may be too old for this torch"
+            )
+    if args.device == "cuda":  # torchrun gives each rank a GPU
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if args.device not in devices:
+        raise UserError(f"--device {args.device}: not here; take one of {', '.join(devices)}")
+    if args.command not in ("eval", "matte") and args.size % 32:
+        raise UserError(f"--size {args.size}: the network takes multiples of 32")
+    if args.run is train:
+        on_cpu = args.device == "cpu"
+        if args.device == "mps":
+            raise UserError("--device mps: batch norm learns wrongly there (pytorch issue 175189)")
+        if args.amp == "auto":
+            half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            args.amp = "off" if on_cpu else half
+        if args.workers is None:
+            args.workers = 0 if on_cpu else min(8, os.cpu_count())
+        share, rest = divmod(args.batch, WORLD_SIZE)
+        if rest or share * args.size == 32:  # batch norm needs more than one value
+            raise UserError(
+                f"--batch {args.batch}: no multiple of {WORLD_SIZE} ranks, or too small"
+            )
+    if {"RANK", "WORLD_SIZE"} & os.environ.keys() and "MASTER_ADDR" not in os.environ:
+        raise UserError("RANK or WORLD_SIZE is set, but not by torchrun: unset both")
+
 
 def complain(problem):
-    """What the user can put right as one line on standard error; a bug of ours is raised again."""
-    text, kind = str(problem).rsplit("UserError: ", 1)[-1], f"{type(problem)}: {problem}"
-    if not isinstance(problem, (UserError, OSError)):
-        if not re.search("allocate|of memory|MemoryError|CUDA [eGu]|NCCL|NVIDIA|worker .pid|dynamo|"
-                         "inductor|StreamWriter|iostream|unexpected pos", kind):  # 3 for full disk
-            raise problem
-        way = "lower --batch or --size" if "emory" in kind else "see README, When torch complains"
-        text = f"{kind.splitlines()[0]}; {way}"
-    print("mlb: error: " + text.strip().replace("\n", " "), file=sys.stderr, flush=True)
+    """What the user can put right, as one line on standard error."""
+    text = str(problem).rsplit("UserError: ", 1)[-1]  # a worker's has its traceback before it
+    print("mlb: error:", text.strip().replace("\n", " "), file=sys.stderr)
+
 
 def main(argv=None):
-    """Runs a command -> exit status: 0, 2 after an error of the user's, 130 after Ctrl-C."""
+    """Runs a command -> exit status: 0, or 2 after an error of the user's."""
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of them is an error of ours
     try:
-        o = parse(argv)
-        check(o)
-        if o.device != "cpu":
-            torch.cuda.set_device(o.device)
-            torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
-        if RANKS > 1:
-            distributed.init_process_group("gloo" if o.device == "cpu" else "nccl",
-                                           timeout=48 * distributed.default_pg_timeout)  # a day
-        COMMANDS[o.command][0](o)
-        if RANKS > 1:  # after success alone: on any other way out torchrun ends the other ranks
+        args = parse(argv)
+        settle(args)
+        gpu = torch.device(args.device) if "cuda" in args.device else None
+        if gpu:
+            torch.cuda.set_device(gpu)
+        if WORLD_SIZE > 1:
+            a_day = 48 * distributed.default_pg_timeout  # the first rank evaluates alone
+            distributed.init_process_group("nccl" if gpu else "gloo", timeout=a_day, device_id=gpu)
+        args.run(args)
+        if WORLD_SIZE > 1:  # after success alone: on any other way out torchrun ends the others
             distributed.barrier()
             distributed.destroy_process_group()
-        return 0
-    except KeyboardInterrupt:
-        print("\nmlb: stopped; train and compare go on by --resume", file=sys.stderr)
-        return 130
-    except Exception as problem:
+    except (UserError, OSError) as problem:
         complain(problem)
         return 2
+    except torch.OutOfMemoryError:
+        complain("the GPU is out of memory; lower --batch or --size")
+        return 2
+    return 0
+
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal without Greek shows α as ?
-    sys.exit(main())
+    # a terminal without Greek shows α as ?; progress is seen in files and pipes too
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print("\nmlb: stopped; train and compare go on by --resume", file=sys.stderr)
+        status = 130
+    sys.stdout.flush()
+    os._exit(status)  # at once, whatever other rows' threads are at: files are whole
