@@ -30,8 +30,9 @@ import time
 import unicodedata
 import warnings
 import zlib
-from collections import Counter, defaultdict, namedtuple
+from collections import defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageOps
 from torch import distributed, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 try:
     import fcntl
@@ -74,9 +75,7 @@ SAMPLE = Path(__file__).with_name("data_sample")
 
 def composite(foreground, alpha, background):
     """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
-
-    Here α is the matte, in [0, 1], as the field writes it; section 3 has the paper's letters.
-    """
+    Here α is the matte, in [0, 1], as the field writes it; section 3 has the paper's letters."""
     return alpha * foreground + (1 - alpha) * background
 
 
@@ -86,11 +85,10 @@ def find_pictures(folder):
     found, unread = [], []
     for name in sorted(glob.glob("**", root_dir=folder, recursive=True)):  # no hidden files
         path = Path(folder, name)
-        suffix = path.suffix.lower()
-        if suffixes.get(suffix) in FORMATS:
-            found.append(path)
-        elif suffix in UNREAD:
+        if path.suffix.lower() in UNREAD:
             unread.append(path)
+        elif suffixes.get(path.suffix.lower()) in FORMATS:
+            found.append(path)
     if unread:
         note(f"{len(unread)} pictures that can't be read here are passed over, such as {unread[0]}")
     if not found:
@@ -113,22 +111,19 @@ def pictures(folder):
 
 def by_stem(found):
     """{stem: path} of those pictures whose stem no other has."""
-    stems = {name: Path(name).name for name in found}
-    count = Counter(stems.values())
-    return {stem: found[name] for name, stem in stems.items() if count[stem] == 1}
+    stems = defaultdict(list)
+    for name, path in found.items():
+        stems[Path(name).name].append(path)
+    return {stem: paths[0] for stem, paths in stems.items() if len(paths) == 1}
 
 
 def pairs(images, labels):
     """Pairs the pictures of two folders by name, else by stem: [(photo's path, label's), ...].
-
-    What has no partner is left out and counted in a note; no pair at all raises UserError.
-    """
+    What has no partner is counted in a note; no pair at all raises UserError."""
     photos, answers = pictures(images), pictures(labels)
-    found = {photos[name]: answers[name] for name in photos if name in answers}
-    stems = by_stem(answers)
-    for stem, path in by_stem(photos).items():
-        if stem in stems:
-            found.setdefault(path, stems[stem])
+    photo_stems, answer_stems = by_stem(photos), by_stem(answers)
+    found = {photo_stems[stem]: answer_stems[stem] for stem in photo_stems if stem in answer_stems}
+    found |= {photos[name]: answers[name] for name in photos if name in answers}
     if not found:
         raise UserError(f"{images}: no name of a picture stands in {labels} too")
     alone = {*photos.values(), *answers.values()} - {*found, *found.values()}
@@ -137,17 +132,15 @@ def pairs(images, labels):
     return sorted(found.items())
 
 
-def read(path, label=False, short=0):
+def read(path, label=False, short=10**6):
     """A picture file, upright: a photo as RGB; a label (matte or mask) as L, 255 for the person.
-
-    short: the short side in pixels that is enough, faster to decode. Raises UserError.
-    """
+    short: the short side in pixels that is enough, faster to decode. Raises UserError."""
     if not os.path.isfile(path):  # a pipe would hang
         raise UserError(f"{path}: no such file; give another")
     try:
         # an opened file, not its path: Pillow would map grey TIFF files, and forget to turn them
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            image.draft(None, [short or 10**6] * 2)  # a JPEG can be decoded to a half or a quarter
+            image.draft(None, (short, short))  # a JPEG can be decoded to a half or a quarter
             image = ImageOps.exif_transpose(image)
     except Exception as problem:  # decoders raise what they like on a damaged file
         raise UserError(f"{path}: can't be decoded ({problem}); replace or remove it") from None
@@ -158,7 +151,7 @@ def read(path, label=False, short=0):
             "more, and no side 16 times the other"
         )
     image = as_label(image, path) if label else as_srgb(image)
-    return image.reduce(max(1, low // short)) if short else image
+    return image.reduce(max(1, low // short))
 
 
 def as_srgb(image):
@@ -178,9 +171,8 @@ def as_label(image, path):
     if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")  # AISegment keeps its mattes there
     grey = image.convert("L")
-    if image.mode in ("RGB", "RGBA"):
-        colourless = grey.convert("RGB") == image.convert("RGB")
-        image = grey if colourless else image
+    if image.mode in ("RGB", "RGBA") and grey.convert("RGB") == image.convert("RGB"):
+        image = grey  # no colours in it
     highest = grey.getextrema()[1]
     if image.mode not in ("L", "1") or 1 < highest < 128:
         raise UserError(
@@ -192,7 +184,7 @@ def as_label(image, path):
     return grey
 
 
-def read_pair(photo_path, label_path, short=0):
+def read_pair(photo_path, label_path, short=10**6):
     """A photo and its label, see read; without a path None. Raises UserError where their aspects
     differ by over 2 %: they can't belong together."""
     photo = read(photo_path, short=short)
@@ -240,11 +232,12 @@ def clutter(background, rng):
         colour = tuple(rng.integers(0, 256, 3).tolist())
         left, top = rng.uniform(-0.2, 1, 2) * picture.width
         width, height = rng.uniform(0.05, 0.6, 2) * picture.width
+        box = [left, top, left + width, top + height]
         kind = rng.choice(["ellipse", "rectangle", "twig"])
         if kind == "ellipse":
-            draw.ellipse([left, top, left + width, top + height], colour)
+            draw.ellipse(box, colour)
         elif kind == "rectangle":
-            draw.rectangle([left, top, left + width, top + height], colour)
+            draw.rectangle(box, colour)
         else:
             points = (left, top) + (width, height) * rng.random((12, 2))
             draw.line(points.ravel().tolist(), colour, width=2)
@@ -282,9 +275,7 @@ class Mixer(Dataset):
 
     def __getitem__(self, i):
         """-> {"image": bytes 3×size×size, "target" (M or S), "mask": 1×size×size, "natural"}.
-
-        Another draw takes the place of a file that can't be used, nine times in a row.
-        """
+        Another draw takes the place of a file that can't be used, nine times in a row."""
         rng = np.random.default_rng((self.seed, i))
         for _ in range(9):
             try:
@@ -320,8 +311,7 @@ class Mixer(Dataset):
             square.putalpha(label.resize(photo.size).crop(box))
         # torch resizes bytes three times as fast as Pillow, and a label beside the colours
         x = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-        size = (self.size, self.size)
-        x = F.interpolate(x[None], size, mode="bilinear", antialias=True)[0]
+        x = F.interpolate(x[None], self.size, mode="bilinear", antialias=True)[0]
         if rng.random() < 0.5:
             x = x.flip(2)
         return x.permute(1, 2, 0).numpy()
@@ -333,9 +323,7 @@ class Mixer(Dataset):
 
 def conv(inputs, outputs, stride=1, size=3):
     """Convolution, batch norm, ReLU: N×inputs×H×W -> N×outputs×H/stride×W/stride.
-
-    No bias: batch norm has one. For inference the two fold into one convolution (see fold).
-    """
+    No bias: batch norm has one. For inference the two fold into one convolution (see fold)."""
     padding = (size - stride + 1) // 2
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, padding, bias=False),
@@ -391,25 +379,19 @@ class MattingNet(nn.Module):
 
 def boundary_label(M, low=0.05, high=0.95):
     """The boundary α of a matte M: 1 where low < M < high, else 0 (the paper's boundary label).
-
-    M in [0, 1], of any shape; α has its shape and type. It is where detail is: hair, fur, blur.
-    """
+    M in [0, 1], of any shape; α has its shape and type. It is where detail is: hair, fur, blur."""
     return ((M > low) & (M < high)).to(M.dtype)
 
 
 def blend(M_t, alpha_t, S):
     """The label B = α′·M′ + (1 − α′)·S: semantics from the segmentation, hair from the teacher.
-
-    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1].
-    """
+    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1]."""
     return alpha_t * M_t + (1 - alpha_t) * S
 
 
 def laplacian_loss(prediction, target, levels=4):
     """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale.
-
-    As in Hou & Liu (ICCV 2019), with box filters; each coarser level weighs twice as much.
-    """
+    As in Hou & Liu (ICCV 2019), with box filters; each coarser level weighs twice as much."""
     difference = prediction - target  # the pyramid is linear: that of the difference will do
     total = 0
     for level in range(levels):
@@ -421,11 +403,8 @@ def laplacian_loss(prediction, target, levels=4):
 
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
-    """The loss of either stage: named 0-d terms and their sum, "total".
-
-    All N×1×H×W, target in [0, 1], boundary in {0, 1}. In fp32: a mean over a million pixels needs
-    its digits.
-    """
+    """The loss of either stage: named 0-d terms and their sum, "total". All N×1×H×W, target in
+    [0, 1], boundary in {0, 1}. In fp32: a mean over a million pixels needs its digits."""
     matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
     error = boundary * (matte - target).abs()
@@ -466,22 +445,23 @@ HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def open_data(args):
-    """The data set of --data: {use: paths, or pairs of them}. Raises UserError for what is missing,
-    and for what evaluation can't read: it would spoil the end of a long run."""
+    """The data set of --data: {use: paths, or tuples of them}. Raises UserError for what is
+    missing, and for what evaluation can't read: it would spoil the end of a long run."""
     root = args.data
-    photos, masks, alphas = (root / "segmentation" / name for name in ("image", "mask", "alpha"))
+    photos, alphas = root / "segmentation/image", root / "segmentation/alpha"
     background = root / "matte/background"
+    masks = pairs(photos, root / "segmentation/mask")[: args.masks or None]
+    truths = dict(pairs(photos, alphas)) if alphas.is_dir() else {}
+    known = [(photo, truths[photo], mask) for photo, mask in masks if photo in truths]
     data = {
         "mattes": pairs(root / "matte/foreground", root / "matte/alpha")[: args.mattes or None],
         "backgrounds": list(pictures(background).values()) if background.is_dir() else [],
-        "masks": pairs(photos, masks)[: args.masks or None],
+        "masks": masks,
         "tests": pairs(root / "test/image", root / "test/alpha"),
+        "true mattes": [(photo, truth) for photo, truth, _ in known],
+        # of thousands it would take hours; without truths there are three to look at
+        "labels shown": known[:100] or [(photo, mask, mask) for photo, mask in masks[:3]],
     }
-    truths = dict(pairs(photos, alphas)) if alphas.is_dir() else {}
-    known = [(photo, mask, truths[photo]) for photo, mask in data["masks"] if photo in truths]
-    data["true mattes"] = [(photo, truth) for photo, _, truth in known]
-    # of thousands it would take hours; without truths there are three to look at
-    data["labels shown"] = known[:100] or [(photo, mask, mask) for photo, mask in data["masks"][:3]]
     for photo, *labels in data["tests"] + data["labels shown"]:
         for label in labels:
             read_pair(photo, label)
@@ -490,10 +470,11 @@ def open_data(args):
 
 def fingerprint(root):
     """A number for the pictures of a data set, by name and size, wherever it lies."""
-    sizes = []
-    for part in ("matte", "segmentation", "test"):
-        found = pictures(root / part)
-        sizes += [(part, name, path.stat().st_size) for name, path in found.items()]
+    sizes = [
+        (part, name, path.stat().st_size)
+        for part in ("matte", "segmentation", "test")
+        for name, path in pictures(root / part).items()
+    ]
     return zlib.crc32(repr(sizes).encode())
 
 
@@ -505,11 +486,8 @@ def learning_rate(step, steps, highest):
 
 
 def label_batch(batch, label, teacher, device):
-    """A batch of the mixer on the device -> image, mask and target, in [0, 1], N×C×H×W.
-
-    The target of a photo is what its row's label says, see ROWS: M′ or B of the teacher; S and
-    true mattes come from the mixer's files.
-    """
+    """A batch of the mixer on the device -> image, mask and target, in [0, 1], N×C×H×W. A photo's
+    target is M′ or B of the teacher, see ROWS; S and true mattes come from the mixer's files."""
     batch = {key: x.to(device, non_blocking=True) for key, x in batch.items()}
     image = (batch["image"] / 255).to(memory_format=torch.channels_last)
     target, mask = batch["target"] / 255, batch["mask"] / 255
@@ -523,9 +501,7 @@ def label_batch(batch, label, teacher, device):
 
 def train_step(net, batch, label, teacher, optimizer, scaler, half):
     """Forward, backward and update on a batch of the mixer -> terms of the loss, on the device.
-
-    half: the type of autocast, or None. Nothing here waits for the device.
-    """
+    half: the type of autocast, or None. Nothing here waits for the device."""
     device = next(net.parameters()).device
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
@@ -557,30 +533,29 @@ def new_net(name, seed, args):
 
 def new_loader(name, seed, done, steps, args, data):
     """The batches of a row after `done` of its steps; of each, a rank gets its share."""
-    row, is_teacher = ROWS[name], "teacher" in name
+    row = ROWS[name]
     mixer = Mixer(
         data["mattes"],
         data["backgrounds"],
         data["true mattes" if row.label == "true matte" else "masks"],
         args.mix if row.mix is None else row.mix,
         args.size,
-        2 * seed + is_teacher,  # a student must not see its teacher's very composites
+        2 * seed + ("teacher" in name),  # a student must not see its teacher's very composites
         guided=name == "guided teacher",
     )
-    starts = range(done * args.batch, steps * args.batch, args.batch)
-    shares = (range(start + RANK, start + args.batch, WORLD_SIZE) for start in starts)
+    share = Subset(mixer, range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE))
     pinned = args.device != "cpu"
-    return DataLoader(mixer, batch_sampler=shares, num_workers=args.workers, pin_memory=pinned)
+    size = args.batch // WORLD_SIZE
+    return DataLoader(share, size, num_workers=args.workers, pin_memory=pinned)
 
 
 def fit(name, seed, nets, args, data):
     """Trains the network of a row of ROWS, or goes on from its file -> the network, frozen.
-
-    nets: {row: network} of this seed; its teacher's has been trained.
-    """
-    row, net, path = ROWS[name], nets[name], args.out / f"{name}.{seed}.pt"
-    steps = args.teacher_steps if "teacher" in name else args.steps
+    nets: {row: network} of this seed; its teacher's has been trained."""
+    net, row = nets[name], ROWS[name]
     teacher = nets.get(row.teacher)
+    path = args.out / f"{name}.{seed}.pt"
+    steps = args.teacher_steps if "teacher" in name else args.steps
 
     kernels = [p for p in net.parameters() if p.dim() > 1]
     others = [p for p in net.parameters() if p.dim() == 1]  # batch norm's, and the head's biases
@@ -601,7 +576,7 @@ def fit(name, seed, nets, args, data):
     torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
     model = nn.parallel.DistributedDataParallel(net) if WORLD_SIZE > 1 else net
     model = torch.compile(model) if args.compile else model
-    saved, clock = len(log), time.monotonic()
+    clock = time.monotonic()
     next_save = clock + 2  # the first soon: one wants to know how long it takes
     for step, batch in enumerate(loader, start=len(log) + 1):
         waited = time.monotonic() - clock
@@ -617,10 +592,7 @@ def fit(name, seed, nets, args, data):
 
         if step == steps or clock > next_save:
             next_save = clock + SAVE_SECONDS
-            for entry in log[saved:]:  # the wait for the device
-                entry[:] = map(float, entry)
-            saved = step
-            refuse_infinite(f"{name}, seed {seed}", log)
+            log = [[float(x) for x in entry] for entry in log]  # the wait for the device
             if RANK == 0:
                 save(path, parts, log, args)
                 report(name, seed, steps, log, args)
@@ -629,31 +601,26 @@ def fit(name, seed, nets, args, data):
 
 def report(name, seed, steps, log, args):
     """Prints how far a row has come, and notes what holds it up."""
-    step, total, seconds = len(log), log[-1][4], [entry[-1] for entry in log]
+    step, loss, seconds = len(log), log[-1][4], [entry[-1] for entry in log]
     pace = np.mean(seconds[-50:])
-    left = round(pace * (steps - step))
-    progress = f"{name:17} seed {seed}  step {step:>5}/{steps}  loss {total:.4f}"
-    print(f"{progress}  {left // 60}:{left % 60:02} left")
-    if args.device == "cpu" and pace > 2 * np.mean(seconds[:50]):
-        note("steps take twice as long as at first: on a busy machine try OMP_NUM_THREADS=1")
+    left = timedelta(seconds=round(pace * (steps - step)))
+    print(f"{name:17} seed {seed}  step {step:5}/{steps}  loss {loss:.4f}  {left} left")
     waited = sum(entry[-2] for entry in log) / sum(seconds)
-    if args.device != "cpu" and step == steps and waited > 0.2:
-        note(f"{waited:.0%} of {name} was waiting for pictures: --workers, or shrink large photos")
-
-
-def refuse_infinite(who, log):
-    """Raises UserError where the loss of a step is no number: nothing comes after that."""
-    for step, entry in enumerate(log, start=1):
-        terms = dict(zip(COLUMNS, entry, strict=True))
-        if not math.isfinite(terms["total"]):
-            raise UserError(
-                f"{who}, step {step}: the loss is not finite, {terms}; train again with a lower "
-                "--lr or --amp off, in another --out"
-            )
+    if args.device != "cpu" and waited > 0.2:
+        note(f"over {waited:.0%} of {name} is waiting: more --workers, or shrink large photos once")
+    elif args.device == "cpu" and pace > 2 * np.mean(seconds[:50]):
+        note("steps take twice as long as at first: on a busy machine try OMP_NUM_THREADS=1")
 
 
 def save(path, parts, log, args):
-    """Writes a row's file beside its place, then renames it, never half a file; its log as CSV."""
+    """Writes a row's file beside its place, then renames it, never half a file; its log as CSV.
+    Raises UserError where it can't, and where a loss is no number: nothing comes after that."""
+    terms = dict(zip(COLUMNS, log[-1], strict=True))
+    if not math.isfinite(terms["total"]):
+        raise UserError(
+            f"{path}, step {len(log)}: the loss is not finite, {terms}; train again with a lower "
+            "--lr or --amp off, in another --out"
+        )
     state = {key: part.state_dict() for key, part in parts.items()}
     state["log"] = torch.tensor(log, dtype=torch.double)
     state["options"] = {name: getattr(args, name) for name in RUN_OPTIONS.split()}
@@ -667,25 +634,21 @@ def save(path, parts, log, args):
 
 
 def load(path, device="cpu"):
-    """A row's file -> its dict, and its network, frozen. Raises UserError.
-
-    A pickle from a stranger may run any code, hence weights_only; a small file may claim to be
-    wide, hence its own size.
-    """
+    """A row's file -> its dict, and its network, frozen. Raises UserError. A pickle from a stranger
+    may run any code, hence weights_only; a small file may claim to be wide, hence its own size."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; train first, or give a row's file as --weights")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        net, options = state["net"], state["options"]
-        width, channels = net["down4.0.weight"].shape[:2]
+        options = state["options"]
+        width, channels = state["net"]["down4.0.weight"].shape[:2]
         if 1000 * width**2 > os.path.getsize(path):
             raise ValueError("it can't be as wide as it says")
-        if not all(x.isfinite().all() for x in net.values()):
-            raise ValueError("a weight is no number")
-        if "files" not in options or not 32 <= options["size"] < 10**5:
-            raise ValueError("its options")
         net = MattingNet(width, guided=channels == 4)
         net.load_state_dict(state["net"])
+        finite = all(x.isfinite().all() for x in net.state_dict().values())
+        if not finite or "files" not in options or not 32 <= options["size"] < 10**5:
+            raise ValueError("its weights or options")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         reason = str(problem)[:80]
         raise UserError(f"{path}: not a whole file of mlb.py ({reason}); delete it") from None
@@ -695,7 +658,8 @@ def load(path, device="cpu"):
 
 def train(args):
     """Trains a command's rows, seed by seed; the first rank of torchrun tells how good they are."""
-    start, data = time.monotonic(), open_data(args)
+    start = time.monotonic()
+    data = open_data(args)
     args.files = fingerprint(args.data)
     seeds = range(args.seeds) if args.command == "compare" else [args.seed]
     names = [name for name in ROWS if name != "upper bound" or data["true mattes"]]
@@ -728,11 +692,9 @@ def train(args):
 
 def evaluate_seed(nets, scores, args, data):
     """Adds the metrics of a seed's networks and labels to scores, and writes all into --out."""
-    mattes = evaluate(matte_rows(nets, data["tests"], args.size), args.out / "mattes.png")
-    labels = evaluate(label_rows(nets, data, args.size), args.out / "labels.png")
-    found = mattes | labels if data["true mattes"] else mattes
-    for name, score in found.items():
-        scores[name].append(score)
+    evaluate(nets, data["tests"], args.size, scores, args.out / "mattes.png")
+    known = scores if data["true mattes"] else defaultdict(list)  # else there is nothing to measure
+    evaluate(nets, data["labels shown"], args.size, known, args.out / "labels.png")
     text = json.dumps(scores, indent=1).replace("NaN", "null")
     (args.out / "metrics.json").write_text(text)
     (args.out / "table.md").write_text(table(scores) + "\n", encoding="utf-8")
@@ -747,11 +709,9 @@ def locked(folder):
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(f"{folder}: another run writes there; take another --out") from None
-    try:
         yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another run writes there; take another --out") from None
     finally:
         os.close(handle)
 
@@ -778,9 +738,7 @@ SCALES = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  
 
 def gradient(x):
     """|∇x| of an H×W array, H×W, by the first derivatives of a Gaussian with σ = 1.4 pixels.
-
-    Edges should be as steep as the truth's, not only near it (Rhemann et al., CVPR 2009).
-    """
+    Edges should be as steep as the truth's, not only near it (Rhemann et al., CVPR 2009)."""
     t = np.arange(-6, 7)  # 6 are 4 σ
     smooth = np.exp(-0.5 * (t / 1.4) ** 2)
     smooth /= smooth.sum()
@@ -828,9 +786,7 @@ def to_tensor(picture):
 
 def predict(net, photo, size, mask=None):
     """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size.
-
-    size: that of the pictures the net was trained on. A guided one needs a mask, an L picture.
-    """
+    size: that of the pictures the net was trained on. A guided one needs a mask, an L picture."""
     scale = 2 / (1 + SMALLEST_CROP) * size / min(photo.size)  # training showed 0.85 of it
     sides = [max(32, 32 * round(scale * side / 32)) for side in photo.size]
     seen = [photo] if mask is None else [photo, mask]
@@ -838,62 +794,54 @@ def predict(net, photo, size, mask=None):
     x = x[None].to(next(net.parameters()).device, memory_format=torch.channels_last)
     torch.backends.cudnn.benchmark = False  # it would try all kernels on each new size
     with torch.inference_mode():
-        logits = torch.cat(net(x[:, :3], x[:, 3:]), dim=1)
-        maps = logits.float().sigmoid()
+        maps = torch.cat(net(x[:, :3], x[:, 3:]), dim=1).float().sigmoid()
         maps = F.interpolate(maps, photo.size[::-1], mode="bilinear", antialias=True)
     return maps[0].cpu()
 
 
-def matte_rows(nets, tests, size):
-    """{title: tensor} of each test picture: photo, mattes of the networks, truth. The pictures have
-    no masks: nothing of guided teachers."""
-    for photo_path, truth_path in tests:
-        photo, truth = read_pair(photo_path, truth_path)
-        photo = photo.resize(truth.size)
-        row = {"photo": to_tensor(photo)}
+def picture_row(nets, size, photo_path, truth_path, mask_path=None):
+    """{title: tensor} of a picture: photo, what comes of it, truth. Of a test picture the networks'
+    mattes, but it has no mask for guided ones; of a photo of D_s labels, S and its teachers'."""
+    photo, truth = read_pair(photo_path, truth_path)
+    photo = photo.resize(truth.size)
+    row = {"photo": to_tensor(photo)}
+    if mask_path is None:
         for name, net in nets.items():
             if not net.guided:
                 row[name] = predict(net, photo, size)[0]
-        yield row | {"truth": to_tensor(truth)[0]}
-
-
-def label_rows(nets, data, size):
-    """{title: tensor} of photos of D_s: photo, S, what the teachers make of it, truth (or S)."""
-    for photo_path, mask_path, truth_path in data["labels shown"]:
-        photo, mask = read_pair(photo_path, mask_path)
-        photo = photo.resize(mask.size)
+    else:
+        mask = read(mask_path, label=True).resize(truth.size)
         S = to_tensor(mask)[0]
-        row = {"photo": to_tensor(photo), "labels S": S}
-        for name, suffix in (("teacher", ""), ("guided teacher", " guided")):
-            if name in nets:
+        row["labels S"] = S
+        for name in nets:
+            if "teacher" in name:
+                suffix = " guided" if nets[name].guided else ""
                 M_t, alpha_t = predict(nets[name], photo, size, mask)
                 row["labels M′" + suffix] = M_t
                 row["labels α′" + suffix] = alpha_t
                 row["labels B" + suffix] = blend(M_t, alpha_t, S)
-        truth = read(truth_path, label=True).resize(mask.size)
-        yield row | {"truth": to_tensor(truth)[0]}
+    row["truth"] = to_tensor(truth)[0]
+    return row
 
 
-def evaluate(rows, path=None):
-    """{title: mean metrics} of rows {title: tensor}; draws the three with most hair at path."""
-    scores, shown = defaultdict(list), []
-    for count, row in enumerate(rows, start=1):
+def evaluate(nets, items, size, scores, sheet=None):
+    """Adds the mean metrics of items, see open_data, to scores, {title: [metrics, one per seed]};
+    the two with most hair go on a sheet."""
+    found, rows = defaultdict(list), []
+    for count, paths in enumerate(items, start=1):
+        row = picture_row(nets, size, *paths)
+        for title in row:
+            if title not in ("photo", "truth", "labels M′ guided") and "α" not in title:
+                values = metrics(row[title], row["truth"]).values()
+                found[title].append(list(values))
+        rows = sorted([*rows, row], key=lambda row: boundary_label(row["truth"]).mean())[-2:]
         if count % 50 == 0:
             print(f"evaluation: {count} pictures")
-        for title in row:
-            if title not in ("photo", "truth", "labels α′", "labels M′ guided", "labels α′ guided"):
-                found = metrics(row[title], row["truth"])
-                scores[title].append(list(found.values()))
-        shown = sorted([*shown, row], key=hair)[-3:]
-    if path:
-        save_sheet(shown, path)
-    means = {title: torch.tensor(found).nanmean(dim=0) for title, found in scores.items()}
-    return {title: dict(zip(SCALES, mean.tolist(), strict=True)) for title, mean in means.items()}
-
-
-def hair(row):
-    """The share of a row's truth that is boundary."""
-    return boundary_label(row["truth"]).mean()
+    for title, values in found.items():
+        means = torch.tensor(values).nanmean(dim=0).tolist()
+        scores[title].append(dict(zip(SCALES, means, strict=True)))
+    if sheet:
+        save_sheet(rows, sheet)
 
 
 def table(scores):
@@ -911,38 +859,40 @@ def table(scores):
 
 
 def save_sheet(rows, path):
-    """Saves rows {title: tensor 3×H×W or H×W, ..., "truth"}: whole; where the truth has most hair,
-    enlarged; and there |matte − truth|."""
-    lines = []
+    """Saves rows {title: tensor 3×H×W or H×W, ..., the truth}: whole; where the truth has most
+    boundary, enlarged; there |matte − truth|, and what the matte cuts out on a plain colour."""
+    strips = []
     for row in rows:
-        alpha = boundary_label(row["truth"])
+        *_, truth = row.values()
+        alpha = boundary_label(truth)
         side = min(56, *alpha.shape)
         share = F.avg_pool2d(alpha[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         window = (..., slice(top, top + side), slice(left, left + side))
-        crops = {name: x[window] for name, x in row.items()}
-        errors = {name: (x - crops["truth"]).abs() for name, x in crops.items()}
-        errors["photo"] = crops["photo"]
-        lines += [row, crops, errors]
-    size = (228 * len(row), 34 + 228 * len(lines))
+        photo, *mattes = (x[window].cpu() for x in row.values())
+        plain = torch.tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
+        strips.append(row.values())
+        strips.append([photo, *mattes])
+        strips.append([photo, *((matte - mattes[-1]).abs() for matte in mattes)])
+        strips.append([photo, *(composite(photo, matte, plain) for matte in mattes)])
+    size = (228 * len(row), 34 + 228 * len(strips))
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     for k, title in enumerate(row):
-        # the font has no prime, and an error of a boundary says nothing
-        shown = title.removeprefix("labels ").replace("′", "'").replace("α'", "boundary")
-        draw.text((228 * k + 112, 18), shown, "black", anchor="mm", font_size=20)
-        for i, line in enumerate(lines):
-            if "α" not in title or i % 3 < 2:
-                cell = ImageOps.contain(to_picture(line[title]), (224, 224), Image.NEAREST)
+        name = title.removeprefix("labels ").replace("α′", "boundary")
+        name = name.replace("′", "'")  # the font has no prime
+        draw.text((228 * k + 112, 18), name, "black", anchor="mm", font_size=20)
+        for i, strip in enumerate(strips):
+            if "α" not in title or i % 4 < 2:  # of a boundary the rest says nothing
+                cell = ImageOps.contain(to_picture([*strip][k]), (224, 224), Image.NEAREST)
                 page.paste(cell, (228 * k, 34 + 228 * i))
     page.save(path)
 
 
 def save_batch(image, mask, target, path):
     """What a row's network is shown first, as batch.png beside its file."""
-    rows = []
-    for k in range(min(4, len(image))):
-        rows.append({"photo": image[k], "mask": mask[k, 0], "truth": target[k, 0]})
+    first = zip(image[:2], mask[:2, 0], target[:2, 0], strict=True)
+    rows = [{"photo": photo, "mask": S, "label learned": label} for photo, S, label in first]
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(rows, part)
     os.replace(part, path.with_name("batch.png"))
@@ -960,11 +910,12 @@ def trained_net(args):
 
 
 def print_metrics(args):
-    """Prints the metrics of trained weights on the test pictures of --data."""
+    """The metrics of one network on the test pictures of --data."""
     net, size = trained_net(args)
     tests = pairs(args.data / "test/image", args.data / "test/alpha")
-    scores = evaluate(matte_rows({args.weights.stem: net}, tests, size))
-    print(table({name: [score] for name, score in scores.items()}))
+    scores = defaultdict(list)
+    evaluate({args.weights.stem: net}, tests, size, scores)
+    print(table(scores))
 
 
 # == 6  Benchmark: frames per second, and what each step towards them buys =======================
@@ -1004,27 +955,27 @@ def time_in_turn(ladder, device):
 def bench(args):
     """Times a ladder of networks in turn, so that a slow moment of the machine hits all, then bytes
     to bytes with the fastest. The difference is the matte's largest change against fp32."""
-    net = MattingNet(args.width).eval().to(args.device)
+    net = MattingNet(args.width).eval()
     if args.weights:
         net, _ = trained_net(args)
+    plain = copy.deepcopy(net).to(args.device, memory_format=torch.contiguous_format)
+    net = net.to(args.device, memory_format=torch.channels_last)
+    small = fold(net).to(torch.bfloat16 if args.device == "cpu" else torch.float16)
     frame = torch.randint(256, (1, args.size, args.size, 3), dtype=torch.uint8)
     frame = frame.permute(0, 3, 1, 2)  # channels-last, as cameras give it
-    half = torch.bfloat16 if args.device == "cpu" else torch.float16
     x = frame.to(args.device) / 255
-    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
-    net = net.to(memory_format=torch.channels_last)
+    x_small = x.to(small.head.weight.dtype)
     ladder = {
         "fp32": (plain, x.contiguous()),
         "+ channels-last": (net, x),
         "+ batch norm folded": (fold(net), x),
-        "+ 16-bit weights": (fold(net).to(half), x.to(half)),
+        "+ 16-bit weights": (small, x_small),
     }
     if "cuda" in args.device:  # its kernels are launched as one
-        graph = torch.cuda.make_graphed_callables(fold(net).to(half), (x.to(half),))
-        ladder["+ CUDA graph"] = graph, x.to(half)
+        graph = torch.cuda.make_graphed_callables(copy.deepcopy(small), (x_small.clone(),))
+        ladder["+ CUDA graph"] = graph, x_small
     if args.compile:
-        compiled = torch.compile(fold(net).to(half), mode="reduce-overhead")
-        ladder["+ compile"] = compiled, x.to(half)
+        ladder["+ compile"] = torch.compile(small, mode="reduce-overhead"), x_small
     times = time_in_turn(ladder, args.device)
     fastest, like = ladder[min(times, key=times.get)]
 
@@ -1039,12 +990,9 @@ def bench(args):
     exact = plain(x)[0].sigmoid()
     for name, ms in times.items():
         run, x = ladder.get(name, (fastest, like))
-        matte = run(x)[0].float().sigmoid()
-        difference = (matte - exact).abs().max()
+        difference = (run(x)[0].float().sigmoid() - exact).abs().max()
         print(f"{name:20} {ms:8.2f} ms {1000 / ms:8.1f} FPS   difference {difference:.4f}")
-    print(
-        "Each row keeps what the rows above have; difference: the largest of a matte from fp32's."
-    )
+    print("Each row keeps what the rows above have; difference: the largest from fp32's matte.")
     print("A CPU without 16-bit units computes 16-bit weights more slowly than fp32.")
 
 
@@ -1063,9 +1011,7 @@ def blur(x, radius):
 
 def estimate_foreground(image, alpha):
     """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
-
-    Forte (ICIP 2021): F is blurred weighted by α, B by 1 − α, widely, then narrowly.
-    """
+    Forte (ICIP 2021): F is blurred weighted by α, B by 1 − α, widely, then narrowly."""
     foreground = background = image
     for radius in (90, 6):
         share = blur(alpha, radius)
@@ -1091,7 +1037,8 @@ def cut_out(net, size, photo):
 def matte(args):
     """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the person's
     colours alone. What fails is named, and the rest go on; no photo is written over."""
-    (net, size), out, failed = trained_net(args), args.out, 0
+    net, size = trained_net(args)
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
     photos, written = [], set()
     for path in args.photos:
@@ -1104,13 +1051,13 @@ def matte(args):
         target = out / f"{path.stem}.png"
         try:
             if target in written or path.parent.resolve() == out.resolve():
-                raise UserError(f"{path}: it or its name lies in --out; rename it or take another")
+                raise UserError(f"{path} or its name lies there; rename it or take another --out")
             cut_out(net, size, read(path)).save(target, compress_level=1)
             written.add(target)
             print(target)
         except (UserError, OSError) as problem:
-            complain(problem if isinstance(problem, UserError) else f"{target}: {problem}")
-            failed += 1
+            complain(f"{target}: {problem}")
+    failed = len(photos) - len(written)
     if failed or not photos:
         raise UserError(f"{failed} of {len(photos)} photos failed; the rest is in {out}")
 
@@ -1144,8 +1091,9 @@ def number(kind, least, most=10**9):
 positive, natural = number(int, 1), number(int, 0)
 
 
-def add_training_options(add):
+def add_training_options(add, out):
     """The options that train and compare share."""
+    add("--out", type=Path, default=out, help="folder for all that is written")
     add("--data", type=Path, default=SAMPLE, help="folder of the data set")
     add("--mattes", type=natural, default=0, help="use so many of D_m; 0: all")
     add("--masks", type=natural, default=0, help="use so many of D_s; 0: all")
@@ -1181,15 +1129,13 @@ def parse(argv=None):
         return p.add_argument
 
     add = command("train", train, "train a teacher and its student")
-    add("--out", type=Path, default="runs/mlb", help="folder for all that is written")
     add("--seed", type=natural, default=0, help="of everything random")
     add("--guide", action="store_true", help="our extension: a teacher that sees the mask")
-    add_training_options(add)
+    add_training_options(add, "runs/mlb")
 
     add = command("compare", train, "does the blending help? train every row, over seeds")
-    add("--out", type=Path, default="runs/compare", help="folder for all that is written")
     add("--seeds", type=positive, default=3, help="how many seeds, from 0")
-    add_training_options(add)
+    add_training_options(add, "runs/compare")
 
     add = command("eval", print_metrics, "the metrics of trained weights on the test pictures")
     add("--data", type=Path, default=SAMPLE, help="folder of the data set")
@@ -1210,18 +1156,16 @@ def parse(argv=None):
 
 def settle(args):
     """Settles what "auto" left to us, and refuses what can't be."""
-    gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-    devices = ["cpu", *gpus] + ["mps"] * torch.backends.mps.is_available()
     if args.device == "auto":
-        args.device = "cuda" if gpus else "cpu"
-        if torch.version.cuda and not gpus and os.path.exists("/proc/driver/nvidia"):
-            note(
-                "an NVIDIA driver is here, but torch can't use it: it may be too old for this torch"
-            )
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.version.cuda and args.device == "cpu" and os.path.exists("/proc/driver/nvidia"):
+            note("there is an NVIDIA driver, but no GPU that torch can use: is it too old?")
     if args.device == "cuda":  # torchrun gives each rank a GPU
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    if args.device not in devices:
-        raise UserError(f"--device {args.device}: not here; take one of {', '.join(devices)}")
+    try:
+        torch.empty(1, device=args.device)
+    except Exception:  # torch has many kinds, and some are pages long
+        raise UserError(f"--device {args.device}: torch can't use it here") from None
     if args.command not in ("eval", "matte") and args.size % 32:
         raise UserError(f"--size {args.size}: the network takes multiples of 32")
     if args.run is train:
@@ -1235,9 +1179,7 @@ def settle(args):
             args.workers = 0 if on_cpu else min(8, os.cpu_count())
         share, rest = divmod(args.batch, WORLD_SIZE)
         if rest or share * args.size == 32:  # batch norm needs more than one value
-            raise UserError(
-                f"--batch {args.batch}: no multiple of {WORLD_SIZE} ranks, or too small"
-            )
+            raise UserError(f"--batch {args.batch}: too small, or no multiple of the ranks")
     if {"RANK", "WORLD_SIZE"} & os.environ.keys() and "MASTER_ADDR" not in os.environ:
         raise UserError("RANK or WORLD_SIZE is set, but not by torchrun: unset both")
 
@@ -1264,11 +1206,8 @@ def main(argv=None):
         if WORLD_SIZE > 1:  # after success alone: on any other way out torchrun ends the others
             distributed.barrier()
             distributed.destroy_process_group()
-    except (UserError, OSError) as problem:
+    except (UserError, OSError, torch.OutOfMemoryError) as problem:
         complain(problem)
-        return 2
-    except torch.OutOfMemoryError:
-        complain("the GPU is out of memory; lower --batch or --size")
         return 2
     return 0
 
