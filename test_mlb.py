@@ -438,7 +438,7 @@ backgrounds = mlb.pictures(matte / "background").values()
 naturals = mlb.pairs(segmentation / "image", segmentation / "mask")
 for size in (128, 160):
     mixer = mlb.Mixer(composites, backgrounds, naturals, 0.5, size, seed=1, guided=True)
-    one_by_one = [[i] for i in range(60)]
+    one_by_one = [[i] for i in range(30)]
     for sample in torch.utils.data.DataLoader(
         mixer, batch_sampler=one_by_one, num_workers=int(sys.argv[1])
     ):
