@@ -25,6 +25,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -1125,7 +1126,7 @@ def parse(argv=None):
     def command(name, run, text):
         p = commands.add_parser(name, help=text, description=text)
         p.set_defaults(run=run)
-        p.add_argument("--device", default="auto", help="auto, cpu, cuda or one of them, cuda:1")
+        p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
         return p.add_argument
 
     add = command("train", train, "train a teacher and its student")
@@ -1162,6 +1163,8 @@ def settle(args):
             note("there is an NVIDIA driver, but no GPU that torch can use: is it too old?")
     if args.device == "cuda":  # torchrun gives each rank a GPU
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if not re.fullmatch(r"cpu|mps|cuda:\d+", args.device):
+        raise UserError(f"--device {args.device}: take auto, cpu, cuda, cuda:1 or mps")
     try:
         torch.empty(1, device=args.device)
     except Exception:  # torch has many kinds, and some are pages long
