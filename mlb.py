@@ -956,6 +956,7 @@ def time_in_turn(ladder, device):
 def bench(args):
     """Times a ladder of networks in turn, so that a slow moment of the machine hits all, then bytes
     to bytes with the fastest. The difference is the matte's largest change against fp32."""
+    torch.backends.cudnn.allow_tf32 = False  # by default torch rounds fp32 on a GPU
     net = MattingNet(args.width).eval()
     if args.weights:
         net, _ = trained_net(args)
@@ -977,6 +978,7 @@ def bench(args):
         ladder["+ CUDA graph"] = graph, x_small
     if args.compile:
         ladder["+ compile"] = torch.compile(small, mode="reduce-overhead"), x_small
+    torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
     times = time_in_turn(ladder, args.device)
     fastest, like = ladder[min(times, key=times.get)]
 
@@ -1107,7 +1109,7 @@ def add_training_options(add, out):
     add("--weight-decay", type=number(float, 0), default=0.2, help="of the kernels")
     add("--mix", type=number(float, 0, 1), default=0.25, help="a student's share of composites")
     add("--amp", choices=["auto", *HALF], default="auto", help="auto: bf16 or fp16 on CUDA")
-    add("--workers", type=natural, help="processes that load data (default: 0, on a GPU up to 8)")
+    add("--workers", type=natural, help="processes that load data; None: 0, on a GPU up to 8")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--resume", action="store_true", help="go on with the run in --out")
 
@@ -1143,7 +1145,7 @@ def parse(argv=None):
     add_weights(add)
 
     add = command("bench", bench, "frames per second, and what each step towards them buys")
-    add("--weights", type=Path, help="a row's file; random weights are as fast")
+    add("--weights", type=Path, help="a row's file; None: random weights, as fast")
     add("--size", type=positive, default=512, help="side of a frame, a multiple of 32")
     add("--width", type=positive, default=32, help="channels of the first stage")
     add("--compile", action="store_true", help="torch.compile the network")
