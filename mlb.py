@@ -67,7 +67,6 @@ def note(text):
 # == 1  Data: pairs, decoding, compositing, augmentation, the dataset mixer ======================
 # Random numbers are numpy's, pictures bytes: threads change no bit of a sample.
 
-UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")  # not by Pillow alone
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_CROP = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
 CACHED = 256  # decoded pictures that are kept; those of a longer list are not
@@ -83,53 +82,44 @@ def composite(foreground, alpha, background):
 def find_pictures(folder):
     """The pictures below a folder, links followed: [path, ...]. Raises UserError for none."""
     suffixes = Image.registered_extensions()
-    found, unread = [], []
-    for name in sorted(glob.glob("**", root_dir=folder, recursive=True)):  # no hidden files
+    found, passed_over = [], []
+    for name in sorted(glob.glob("**/*.*", root_dir=folder, recursive=True)):  # no hidden files
         path = Path(folder, name)
-        if path.suffix.lower() in UNREAD:
-            unread.append(path)
-        elif suffixes.get(path.suffix.lower()) in FORMATS:
+        if suffixes.get(path.suffix.lower()) in FORMATS:
             found.append(path)
-    if unread:
-        note(f"{len(unread)} pictures that can't be read here are passed over, such as {unread[0]}")
+        elif path.is_file():
+            passed_over.append(path)
+    if passed_over:  # HEIC, raw and the like are not read by Pillow alone
+        count = len(passed_over)
+        note(f"{count} files that can't be read here are passed over, such as {passed_over[0]}")
     if not found:
         raise UserError(f"{folder}: no pictures there; a data set has the layout of data_sample")
     return found
 
 
-def pictures(folder):
-    """{name: path} of the pictures below a folder. A name is the path from the folder on, without
-    its suffix. Raises UserError for two of one name."""
-    found = {}
+def pictures(folder, by_stem=False):
+    """{name: path} of the pictures below a folder whose name no other has. A name is the path from
+    the folder on, without its suffix; by_stem: the file's name alone."""
+    found = defaultdict(list)
     for path in find_pictures(folder):
-        name = str(path.relative_to(folder).with_suffix(""))
+        name = path.stem if by_stem else str(path.relative_to(folder).with_suffix(""))
         name = unicodedata.normalize("NFC", name)  # é has two forms, and a Mac writes the other
-        if name in found:
-            raise UserError(f"{path}: of the same name as {found[name]}; rename one")
-        found[name] = path
-    return found
-
-
-def by_stem(found):
-    """{stem: path} of those pictures whose stem no other has."""
-    stems = defaultdict(list)
-    for name, path in found.items():
-        stems[Path(name).name].append(path)
-    return {stem: paths[0] for stem, paths in stems.items() if len(paths) == 1}
+        found[name].append(path)
+    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
 
 def pairs(images, labels):
     """Pairs the pictures of two folders by name, else by stem: [(photo's path, label's), ...].
     What has no partner is counted in a note; no pair at all raises UserError."""
-    photos, answers = pictures(images), pictures(labels)
-    photo_stems, answer_stems = by_stem(photos), by_stem(answers)
-    found = {photo_stems[stem]: answer_stems[stem] for stem in photo_stems if stem in answer_stems}
-    found |= {photos[name]: answers[name] for name in photos if name in answers}
+    found = {}
+    for by_stem in (True, False):
+        photos, answers = pictures(images, by_stem), pictures(labels, by_stem)
+        found |= {photos[name]: answers[name] for name in photos if name in answers}
     if not found:
         raise UserError(f"{images}: no name of a picture stands in {labels} too")
-    alone = {*photos.values(), *answers.values()} - {*found, *found.values()}
+    alone = {*find_pictures(images), *find_pictures(labels)} - {*found, *found.values()}
     if alone:
-        note(f"{len(alone)} pictures without a partner are left out, such as {min(alone)}")
+        note(f"{len(alone)} pictures without one partner are left out, such as {min(alone)}")
     return sorted(found.items())
 
 
@@ -172,14 +162,9 @@ def as_label(image, path):
     if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
         image = image.getchannel("A")  # AISegment keeps its mattes there
     grey = image.convert("L")
-    if image.mode in ("RGB", "RGBA") and grey.convert("RGB") == image.convert("RGB"):
-        image = grey  # no colours in it
     highest = grey.getextrema()[1]
-    if image.mode not in ("L", "1") or 1 < highest < 128:
-        raise UserError(
-            f"{path}: colours, a palette or class numbers (mode {image.mode}); save it as 8-bit "
-            "grey, 255 for the person"
-        )
+    if 1 < highest < 128 or grey.convert("RGB") != image.convert("RGB"):
+        raise UserError(f"{path}: colours or class numbers; save it as 8-bit grey, person 255")
     if highest == 1 and grey.histogram()[1] > 16:  # a matte of nobody may have a stray 1
         grey = grey.point(lambda value: 255 * value)
     return grey
@@ -203,15 +188,14 @@ read_pair_once = functools.lru_cache(CACHED)(read_pair)
 
 def degrade(image, rng):
     """A picture, bytes H×W×3, under other light, 3 of 10 out of focus, 3 of 10 noisy."""
+    picture = Image.fromarray(image)
     if rng.random() < 0.3:
-        blur_filter = ImageFilter.BoxBlur(rng.uniform(0, 2))
-        image = np.asarray(Image.fromarray(image).filter(blur_filter))
+        picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0, 2)))
     brightness, gamma = rng.uniform(0.85, 1.15), rng.uniform(0.75, 1.33)
     tint = rng.uniform(0.95, 1.05, (3, 1))
     levels = 255 * brightness * tint * (np.arange(256) / 255) ** gamma
-    red, green, blue = to_bytes(levels)  # what each level of a colour becomes
-    channels = [red[image[..., 0]], green[image[..., 1]], blue[image[..., 2]]]
-    image = np.stack(channels, axis=2)
+    table = to_bytes(levels).ravel().tolist()  # what each level of red, green, blue becomes
+    image = np.array(picture.point(table))
     if rng.random() < 0.3:
         strength = rng.uniform(0, 38)
         noise = rng.random(image.shape, np.float32) - 0.5
@@ -456,7 +440,7 @@ def open_data(args):
     known = [(photo, truths[photo], mask) for photo, mask in masks if photo in truths]
     data = {
         "mattes": pairs(root / "matte/foreground", root / "matte/alpha")[: args.mattes or None],
-        "backgrounds": list(pictures(background).values()) if background.is_dir() else [],
+        "backgrounds": find_pictures(background) if background.is_dir() else [],
         "masks": masks,
         "tests": pairs(root / "test/image", root / "test/alpha"),
         "true mattes": [(photo, truth) for photo, truth, _ in known],
@@ -472,9 +456,9 @@ def open_data(args):
 def fingerprint(root):
     """A number for the pictures of a data set, by name and size, wherever it lies."""
     sizes = [
-        (part, name, path.stat().st_size)
+        (path.relative_to(root).parts, path.stat().st_size)
         for part in ("matte", "segmentation", "test")
-        for name, path in pictures(root / part).items()
+        for path in find_pictures(root / part)
     ]
     return zlib.crc32(repr(sizes).encode())
 

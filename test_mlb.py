@@ -178,12 +178,11 @@ def test_pictures_pair_by_name_then_by_stem(tmp_path, monkeypatch, capsys):
 
 
 def test_names_that_decide_nothing_are_refused(tmp_path):
-    save_photo(tmp_path / "one/a.jpg")
-    save_photo(tmp_path / "two/b.jpg")
-    assert "one: no name" in refusal(mlb.pairs, tmp_path / "one", tmp_path / "two")
-    save_photo(tmp_path / "one/a.png")
-    assert "a.png: of the same name as" in refusal(mlb.pictures, tmp_path / "one")
-    assert "none: no pictures" in refusal(mlb.pictures, tmp_path / "none")
+    for name in ("one/a.jpg", "one/a.png", "two/a.jpg", "three/b.jpg"):
+        save_photo(tmp_path / name)
+    for labels in ("two", "three"):
+        assert "one: no name" in refusal(mlb.pairs, tmp_path / "one", tmp_path / labels)
+    assert "none: no pictures" in refusal(mlb.pairs, tmp_path / "one", tmp_path / "none")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
@@ -215,10 +214,10 @@ def test_labels_that_could_mean_several_things_are_refused(tmp_path):
     kinds = {
         "deep.png": image.convert("I;16"),
         "float.tif": image.convert("F"),
-        "palette.png": image.convert("P"),
+        "palette.png": colours.quantize(),
         "colours.png": colours,
         "opaque.png": colours.convert("RGBA"),
-        "cmyk.jpg": image.convert("CMYK"),
+        "cmyk.jpg": colours.convert("CMYK"),
         "classes.png": image.point(lambda value: value // 100),
     }
     for name, kind in kinds.items():
