@@ -54,8 +54,15 @@ def assert_close(got, expected, tolerance=1e-6):
     )
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Each test runs in a new folder: whatever it writes lies there."""
+    monkeypatch.chdir(tmp_path)
+
+
 def save_picture(path, array, **options):
     """Saves an array of bytes, H×W or H×W×3 or 4, at a path whose folders need not be there yet."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(array, np.uint8)).save(path, **options)
     return path
@@ -76,22 +83,13 @@ def disc(width=40, height=40, soft=1, radius=13):
 
 def make_toy(root):
     """A whole data set of tiny pictures below root."""
-    for folder, count in (
-        ("matte/foreground", 3),
-        ("matte/background", 2),
-        ("segmentation/image", 4),
-        ("test/image", 2),
-    ):
-        for k in range(count):
+    softness = {"matte": 6, "segmentation": 4, "test": 5}
+    for k in range(4):
+        for folder in ("matte/foreground", "matte/background", "segmentation/image", "test/image"):
             save_photo(root / folder / f"{k}.jpg", seed=k)
-    for folder, count, soft in (
-        ("matte/alpha", 3, 6),
-        ("segmentation/mask", 4, 0),
-        ("segmentation/alpha", 4, 4),
-        ("test/alpha", 2, 5),
-    ):
-        for k in range(count):
-            save_picture(root / folder / f"{k}.png", disc(soft=soft, radius=12 + k))
+        for folder, soft in softness.items():
+            save_picture(root / folder / f"alpha/{k}.png", disc(soft=soft, radius=12 + k))
+        save_picture(root / f"segmentation/mask/{k}.png", disc(soft=0, radius=12 + k))
     return root
 
 
@@ -101,25 +99,34 @@ def toy(tmp_path):
     return make_toy(tmp_path / "toy")
 
 
+def call(*words):
+    """The program with a command line -> its exit status."""
+    return mlb.main([str(word) for word in words])
+
+
 def run(command, toy, out, *more):
-    """A tiny training by the program itself -> its exit status."""
-    return mlb.main([command, "--data", str(toy), "--out", str(out), *TINY, *map(str, more)])
+    """A tiny training -> the program's exit status."""
+    return call(command, "--data", toy, "--out", out, *TINY, *more)
 
 
 def start(*words, **env):
-    """Python on these words, in the folder of mlb.py, with one thread."""
-    env = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | env
-    more = {"env": env, "cwd": Path(mlb.__file__).parent, "text": True}
-    more |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *map(str, words)], **more)
+    """Python on these words, with mlb.py at hand and one thread."""
+    home = str(Path(mlb.__file__).parent)
+    return subprocess.Popen(
+        [sys.executable, "-u", *map(str, words)],
+        env=os.environ | {"PYTHONPATH": home, "OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def error_of(capsys, *words):
     """The one line that the program says when it refuses these words of a command line."""
     __tracebackhide__ = True
     capsys.readouterr()
-    assert mlb.main(list(map(str, words))) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
+    assert call(*words) == 2
+    lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if not line.startswith("mlb: note: ")]
     assert len(errors) == 1, f"expected one line, got {errors}"
     assert errors[0].startswith("mlb: error: ")
@@ -156,107 +163,104 @@ def refusal(call, *given):
 # == 1  Data ====================================================================================
 
 
-def test_pictures_are_found_in_folders_and_behind_links(tmp_path):
+def test_pictures_are_found_in_folders_and_behind_links_and_others_counted(capsys):
     for name in ("r/b.JPG", "r/a/c.png", "r/._b.jpg", "elsewhere/d.webp"):
-        save_photo(tmp_path / name)
-    (tmp_path / "r/notes.txt").touch()
-    (tmp_path / "r/link").symlink_to(tmp_path / "elsewhere")
-    assert list(mlb.pictures(tmp_path / "r")) == ["a/c", "b", "link/d"]
+        save_photo(name)
+    for name in ("r/e.heic", "r/f.HEIC"):
+        Path(name).touch()
+    Path("r/link").symlink_to(Path("elsewhere").resolve())
+    assert list(mlb.pictures("r")) == ["a/c", "b", "link/d"]
+    said = capsys.readouterr().err
+    assert "mlb: note: 2 files" in said and "e.heic" in said
 
 
-def test_pictures_pair_by_name_then_by_stem(tmp_path, monkeypatch, capsys):
-    """The two forms of é are one letter; of two equal stems none is taken, but counted."""
-    monkeypatch.chdir(tmp_path)
-    photos = "i/clip1/0.jpg i/clip2/0.jpg i/x/7.jpg i/x/9.jpg i/y/9.jpg i/\u00e9.jpg"
+def test_pictures_pair_by_name_then_by_stem(capsys):
+    """The two forms of é are one letter; of two equal names or stems none is taken, but counted."""
+    photos = (
+        "i/clip1/0.jpg i/clip2/0.jpg i/x/7.jpg i/x/9.jpg i/y/9.jpg i/8.jpg i/8.gif i/\u00e9.jpg"
+    )
     labels = "m/clip1/0.png m/clip2/0.png m/y/7.png m/e\u0301.png"
-    for name in f"{photos} {labels} m/9.png".split():
-        save_photo(Path(name))
+    for name in f"{photos} {labels} m/8.png m/9.png".split():
+        save_photo(name)
     found = " ".join(str(label) for _, label in mlb.pairs("i", "m"))
     assert found == labels, f"expected {labels}, got {found}"
     said = capsys.readouterr().err
-    assert said.startswith("mlb: note: 3 pictures without") and said.count("\n") == 1
+    assert said.startswith("mlb: note: 6 pictures without") and said.count("\n") == 1
 
 
-def test_names_that_decide_nothing_are_refused(tmp_path):
-    for name in ("one/a.jpg", "one/a.png", "two/a.jpg", "three/b.jpg"):
-        save_photo(tmp_path / name)
-    for labels in ("two", "three"):
-        assert "one: no name" in refusal(mlb.pairs, tmp_path / "one", tmp_path / labels)
-    assert "none: no pictures" in refusal(mlb.pairs, tmp_path / "one", tmp_path / "none")
+def test_folders_without_a_pair_are_refused():
+    save_photo("one/a.jpg")
+    save_photo("two/b.jpg")
+    assert "one: no name" in refusal(mlb.pairs, "one", "two")
+    assert "none: no pictures" in refusal(mlb.pairs, "one", "none")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
-def test_photos_and_labels_are_read_upright(suffix, tmp_path):
+def test_photos_and_labels_are_read_upright(suffix):
     array = np.zeros((32, 48), np.uint8)
     array[:16, 16:] = 255
     exif = Image.Exif()
-    for exif[0x0112], upright in ((5, array.T), (6, np.rot90(array, -1)), (8, np.rot90(array))):
-        path = save_picture(tmp_path / f"p.{suffix}", array, exif=exif)
-        photo, label = mlb.read_pair(path, path)
-        assert_close(label, upright, 4)
-        assert_close(photo.getchannel("R"), upright, 4)
+    exif[0x0112] = 6  # to be turned by a quarter
+    path = save_picture(f"p.{suffix}", array, exif=exif)
+    photo, label = mlb.read_pair(path, path)
+    upright = np.rot90(array, -1)
+    assert_close(label, upright, 4)
+    assert_close(photo.getchannel("R"), upright, 4)
 
 
-def test_labels_of_every_kind_mean_the_same(tmp_path):
+def test_labels_of_every_kind_mean_the_same():
     mask = disc(soft=0, radius=13.5)
     image = Image.fromarray(mask)
     kinds = [image.convert(mode) for mode in ("L", "1", "RGB", "RGBA")]
     kinds.append(Image.fromarray(mask // 255))
     kinds.append(Image.fromarray(np.dstack([mask // 2, mask // 3, mask, mask])))  # AISegment's
     for kind in kinds:
-        kind.save(tmp_path / "label.png")
-        assert_close(mlb.read(tmp_path / "label.png", label=True), mask)
+        kind.save("label.png")
+        assert_close(mlb.read("label.png", label=True), mask)
 
 
-def test_labels_that_could_mean_several_things_are_refused(tmp_path):
+@pytest.mark.parametrize("mode", ["I;16", "F", "P", "RGB", "RGBA", "CMYK"])
+def test_labels_of_colours_or_more_bits_are_refused(mode):
     image = Image.fromarray(disc(soft=0))
     colours = Image.merge("RGB", [image, image.rotate(45), image])
-    kinds = {
-        "deep.png": image.convert("I;16"),
-        "float.tif": image.convert("F"),
-        "palette.png": colours.quantize(),
-        "colours.png": colours,
-        "opaque.png": colours.convert("RGBA"),
-        "cmyk.jpg": colours.convert("CMYK"),
-        "classes.png": image.point(lambda value: value // 100),
-    }
-    for name, kind in kinds.items():
-        kind.save(tmp_path / name)
-        assert name in refusal(mlb.read, tmp_path / name, True)
-    for name in ("deep.png", "float.tif"):
-        assert name in refusal(mlb.read, tmp_path / name), "expected no photo of 16 bits or floats"
+    colours.convert(mode).save("label.tif")
+    assert "label.tif" in refusal(mlb.read, "label.tif", True)
 
 
-def test_a_stray_pixel_of_one_makes_no_mask(tmp_path):
+def test_class_numbers_are_refused_but_a_stray_pixel_of_one_makes_no_mask():
     matte = np.eye(40)
     matte[3:] = 0
-    assert_close(mlb.read(save_picture(tmp_path / "m.png", matte), label=True), matte)
+    assert_close(mlb.read(save_picture("stray.png", matte), label=True), matte)
+    classes = save_picture("classes.png", disc() // 100)
+    assert "classes.png" in refusal(mlb.read, classes, True)
 
 
-def test_a_pair_is_of_one_aspect(tmp_path):
-    photo = save_photo(tmp_path / "p.png", 100, 100)
-    mlb.read_pair(photo, save_picture(tmp_path / "m.png", disc(50, 51)))
-    said = refusal(mlb.read_pair, photo, save_picture(tmp_path / "m.png", disc(100, 103)))
+def test_a_pair_is_of_one_aspect():
+    photo = save_photo("p.png", 100, 100)
+    mlb.read_pair(photo, save_picture("m.png", disc(50, 51)))
+    said = refusal(mlb.read_pair, photo, save_picture("m.png", disc(100, 103)))
     assert "m.png" in said and "p.png" in said
 
 
-def test_hostile_files_are_named(tmp_path, monkeypatch):
-    whole = save_photo(tmp_path / "whole.jpg", 90, 90)
-    (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:2000])
-    (tmp_path / "empty.jpg").touch()
-    save_photo(tmp_path / "eps.png", format="EPS")
-    save_photo(tmp_path / "ppm.png", format="PPM")
-    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
-    (tmp_path / "folder.jpg").mkdir()
-    os.mkfifo(tmp_path / "pipe.jpg")
-    save_photo(tmp_path / "narrow.png", 15, 40)
-    save_photo(tmp_path / "long.png", 16, 257)
+def test_hostile_files_are_named(monkeypatch):
+    whole = save_photo("whole.jpg", 90, 90)
+    Path("cut.jpg").write_bytes(whole.read_bytes()[:2000])
+    Path("empty.jpg").touch()
+    Path("circle.jpg").symlink_to("circle.jpg")
+    Path("folder.jpg").mkdir()
+    os.mkfifo("pipe.jpg")
+    save_photo("eps.png", format="EPS")
+    save_photo("ppm.png", format="PPM")
+    save_photo("narrow.png", 15, 40)
+    save_photo("long.png", 16, 257)
+    save_photo("bomb.png", 200, 200)
+    Image.new("I;16", (40, 40)).save("deep.png")
+    Image.new("F", (40, 40)).save("float.tif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
-    save_photo(tmp_path / "bomb.png", 200, 200)
     mlb.read(whole)
     whole.unlink()
-    for path in [whole, *tmp_path.iterdir()]:
-        assert path.name in refusal(mlb.read, path)
+    for name in ["whole.jpg", *os.listdir()]:
+        assert name in refusal(mlb.read, name)
 
 
 def test_composite_exercise02():
@@ -265,102 +269,90 @@ def test_composite_exercise02():
     background = 1 - foreground
     alpha = np.array([[0.25], [0.75]])
     expected = np.array([[0.25, 0.5, 0.75], [0.35, 0.35, 0.35]])
-    for scale in (1, 255):
-        given = [scale * foreground, alpha.copy(), scale * background]
-        assert_close(mlb.composite(*given), scale * expected)
-        for before, after in zip(
-            (scale * foreground, alpha, scale * background), given, strict=True
-        ):
-            assert (before == after).all(), "expected input as it was, got input changed"
+    assert_close(mlb.composite(foreground, alpha, background), expected)
+    assert (foreground + background == 1).all(), "expected input as it was, got input changed"
+    assert_close(mlb.composite(255 * foreground, alpha, 255 * background), 255 * expected)
+
+
+def over_seeds(augment, given):
+    """What an augmentation makes of what it is given, with 100 seeds."""
+    return np.stack([augment(given, np.random.default_rng(k)) for k in range(100)])
 
 
 def test_degrade_changes_light_and_noise_and_blurs():
     edge = np.full((32, 32, 3), 128, np.uint8)
     edge[:, 16:] = 0
-    shown = np.stack([mlb.degrade(edge, np.random.default_rng(k)) for k in range(300)])
+    shown = over_seeds(mlb.degrade, edge)
     grey, black = shown[:, :, :12], shown[:, :, 16]
     light = grey.mean((1, 2, 3))
-    assert_close([light.min(), light.mean(), light.max()], [93, 126, 166], 12)
-    colours = grey.mean((1, 2))
-    assert_close((colours.max(1) / colours.min(1)).max(), 1.09, 0.03)  # a tint
+    assert_close([light.min(), light.max()], [93, 166], 12)
     noisy = grey.std((1, 2)).mean(1) > 1
     blurred = black.mean((1, 2)) > 12
-    assert_close([noisy.mean(), blurred.mean()], [0.27, 0.27], 0.08)
+    assert_close([noisy.mean(), blurred.mean()], [0.27, 0.27], 0.1)
 
 
-def test_clutter_draws_on_a_copy_of_the_background():
+def test_clutter_draws_on_seven_backgrounds_of_ten():
     grey = np.full((64, 64, 3), 128, np.uint8)
-    drawn = np.stack([mlb.clutter(grey, np.random.default_rng(k)) for k in range(300)]) != 128
-    assert grey.min() == grey.max(), "expected a copy, got the background changed"
-    assert_close(drawn.any((1, 2, 3)).mean(), 0.7, 0.07)
-    assert_close(drawn.mean(), 0.17, 0.05)
-
-
-def hurried_masks(matte):
-    """Masks of a matte, a seed each, as an array of 0 and 1."""
-    masks = np.stack([mlb.hurried_mask(matte, np.random.default_rng(k)) for k in range(60)])
-    shape, values = masks.shape[1:], set(np.unique(masks))
-    assert shape == matte.shape, f"expected shape {matte.shape}, got {shape}"
-    assert values == {0, 255}, f"expected 0 and 255, got {len(values)} values"
-    return masks // 255
+    drawn = (over_seeds(mlb.clutter, grey) != grey).any((1, 2, 3))
+    assert_close(drawn.mean(), 0.7, 0.1)
 
 
 def test_hurried_mask_of_a_person_exercise08():
-    matte = disc(120, 120, radius=32)
-    body = matte // 128
-    matte[8:28, 30:90:6] = 200
-    masks = hurried_masks(matte)
-    hair = masks[:, 8:20].mean()
+    matte = disc(100, 120, radius=32)
+    body = matte > 127
+    matte[8:28, 20:80:6] = 200
+    masks = over_seeds(mlb.hurried_mask, matte)
+    shape, values = masks.shape[1:], np.unique(masks).tolist()
+    assert shape == matte.shape, f"expected shape {matte.shape}, got {shape}"
+    assert values == [0, 255], f"expected 0 and 255, got {values}"
+    inside = masks > 0
+    hair = inside[:, 8:20].mean()
     assert hair < 0.005, f"expected hair cut off, got {hair:.1%} of its place in masks"
-    assert masks[:, 52:68, 52:68].all(), "expected the person kept, got a hole"
-    overlap = (masks & body).sum((1, 2)) / (masks | body).sum((1, 2))
+    overlap = (inside & body).sum((1, 2)) / (inside | body).sum((1, 2))
     assert overlap.min() > 0.55, f"expected an IoU over 0.55, got {overlap.min():.2f}"
-    blocks = 0
-    for side in (2, 3, 4):
-        cells = masks.reshape(60, 120 // side, side, 120 // side, side)
-        blocks += (cells.max((2, 4)) == cells.min((2, 4))).all((1, 2)).sum()
-    assert blocks > 9, f"expected a lower resolution, got blocks in {blocks} of 60 masks"
+    alike = (masks[:, 29:91] == masks[:, 30:92]).all(2).mean()
+    assert alike > 0.4, f"expected a lower resolution, got {alike:.0%} of rows as the next"
 
 
 def test_hurried_mask_is_random_and_uneven_exercise08():
-    masks = hurried_masks(np.full((40, 64), 170, np.uint8))
+    masks = over_seeds(mlb.hurried_mask, np.full((40, 64), 170, np.uint8))
     uneven = (masks.max((1, 2)) > masks.min((1, 2))).mean()
     assert uneven > 0.5, "expected a level that differs from place to place, got one level"
     assert (masks[0] != masks[1]).any(), "expected two seeds to differ, got one mask"
 
 
-def person_mixer(folder, mix=1, **more):
+def person_mixer(mix=1, **more):
     """A mixer of a red person with soft edges; as a composite, before a blue background."""
-    red, blue = np.zeros((2, 48, 48, 3))
-    red[..., 0] = blue[..., 2] = 255
-    pair = save_picture(folder / "r.png", red), save_picture(folder / "a.png", disc(48, 48, 20))
-    return mlb.Mixer([pair], [save_picture(folder / "b.png", blue)], [pair], mix, size=32, **more)
+    for colour in ("red", "blue"):
+        Image.new("RGB", (48, 48), colour).save(f"{colour}.png")
+    pair = "red.png", save_picture("alpha.png", disc(48, 48, 20))
+    return mlb.Mixer([pair], ["blue.png"], [pair], mix, size=32, **more)
 
 
-def test_samples_depend_on_seed_and_index_alone_exercise05(tmp_path):
-    images = [person_mixer(tmp_path)[i]["image"] for i in range(4)]
-    mixer = person_mixer(tmp_path)
+def test_samples_depend_on_seed_and_index_alone_exercise05():
+    images = [person_mixer()[i]["image"] for i in range(4)]
+    mixer = person_mixer()
     for i in (3, 0, 2, 0):
         same = np.array_equal(mixer[i]["image"], images[i])
         assert same, f"expected sample {i} as before, got another"
-    other = person_mixer(tmp_path, seed=1)[0]
+    other = person_mixer(seed=1)[0]
     assert not np.array_equal(other["image"], images[0]), "expected seeds to differ, got the same"
     for key, channels in (("image", 3), ("target", 1), ("mask", 1)):
         got = other[key].shape, other[key].dtype
         assert got == ((channels, 32, 32), np.uint8), f"expected bytes {channels}×32×32, got {got}"
 
 
-def test_mix_is_the_share_of_composites_exercise05(tmp_path):
-    mixer = person_mixer(tmp_path, 0.25)
+def test_mix_is_the_share_of_composites_exercise05():
+    mixer = person_mixer(0.25)
     share = np.mean([not mixer[i]["natural"] for i in range(300)])
     assert abs(share - 0.25) < 0.07, f"expected a share of composites of 0.25, got {share:.2f}"
 
 
-def test_a_composite_by_hand_exercise05(tmp_path, monkeypatch):
+def test_a_composite_by_hand_exercise05(monkeypatch):
     """clutter turns the blue background green, degrade squares and halves what it is given."""
     monkeypatch.setattr(mlb, "clutter", lambda background, rng: background[..., [0, 2, 1]])
     monkeypatch.setattr(mlb, "degrade", lambda image, rng: np.uint8(image / 510.0 * image))
-    mixer = person_mixer(tmp_path)
+    mixer = person_mixer()
     for i in range(10):
         sample = mixer[i]
         alpha = sample["target"][0].astype(int)
@@ -369,63 +361,49 @@ def test_a_composite_by_hand_exercise05(tmp_path, monkeypatch):
         assert blue.max() == 0, "expected clutter on the background, got it left out"
         person = red[alpha == 255].mean()
         assert person == 127, f"expected red 127 by degrade of the person, got {person}"
-        for level in (0, 64, 128, 191):
-            near = abs(alpha - level) < 16
-            off = abs(red - alpha**2 / 510) + abs(green - (255 - alpha) ** 2 / 510)
-            off = off[near].mean()
-            assert off < 3, f"expected blending, then degrade, got {off:.0f} off at alpha {level}"
+        off = abs(red - alpha**2 / 510) + abs(green - (255 - alpha) ** 2 / 510)
+        assert off.mean() < 3, f"expected blending, then degrade, got {off.mean():.0f} off"
 
 
-def test_a_photo_as_it_is_by_hand_exercise05(tmp_path, monkeypatch):
+def test_a_photo_as_it_is_by_hand_exercise05(monkeypatch):
     monkeypatch.setattr(mlb, "degrade", lambda image, rng: image // 2)
     for mix in (0, 1):
-        mixer = person_mixer(tmp_path, mix)
+        mixer = person_mixer(mix)
         mixer.backgrounds = []
-        colours = mixer[0]["image"].mean((1, 2)).tolist()
-        assert colours == [127, 0, 0], f"expected red 127 by degrade, got {colours}"
+        red = mixer[0]["image"][0].mean()
+        assert red == 127, f"expected red 127 by degrade, got {red}"
 
 
-def test_only_composites_for_the_guided_have_hurried_masks_exercise05(tmp_path):
+def test_only_composites_for_the_guided_have_hurried_masks_exercise05():
     for mix, guided, expected in ((1, True, True), (1, False, False), (0, True, False)):
-        sample = person_mixer(tmp_path, mix, guided=guided)[0]
+        sample = person_mixer(mix, guided=guided)[0]
         got = not np.array_equal(sample["mask"], sample["target"])
         assert got == expected, f"mix {mix}, guided {guided}: got a hurried mask: {got}"
 
 
-def test_a_crop_is_a_square_anywhere_mirrored_or_not(tmp_path):
+def test_a_crop_is_a_square_anywhere_mirrored_or_not():
+    """A pixel's red and green tell where in the photo it was."""
     y, x = np.mgrid[:40, :60]
-    path = save_picture(tmp_path / "p.png", np.dstack([4 * x, 4 * y, y]))
+    path = save_picture("p.png", np.dstack([4 * x, 4 * y, y]))
     mixer = mlb.Mixer([], [], [], 0, 32)
-    corners = []
-    for k in range(200):
-        crop = mixer.crop([(path, None)], np.random.default_rng(k)) / 4
-        corners.append([*crop[0, 0, :2], *crop[-1, -1, :2]])
-    left, top, right, bottom = np.array(corners).T
-    assert crop.shape == (32, 32, 3)
-    assert_close((left > right).mean(), 0.5, 0.1)  # mirrored
-    sides = bottom - top + 1
-    assert_close(abs(right - left) + 1, sides, 1)
-    assert_close([sides.min(), sides.max()], [28, 40], 1.5)
+    crops = over_seeds(lambda item, rng: mixer.crop([item], rng) / 4, (path, None))
+    corners = crops[:, [0, -1], [0, -1], :2]
+    (left, top), (right, bottom) = corners.transpose(1, 2, 0)
+    height = bottom - top
+    assert_close(abs(right - left), height, 1)
+    assert_close([height.min(), height.max()], [27, 39], 1.5)
     assert_close([right.min(), right.max(), top.min(), bottom.max()], [0, 59, 0, 39], 1.5)
+    assert_close((left > right).mean(), 0.5, 0.1)  # mirrored
 
 
-def test_a_damaged_file_is_named_and_another_takes_its_place(tmp_path, capsys):
-    mixer = person_mixer(tmp_path, mix=0)
-    mixer.naturals.append((tmp_path / "gone.png", tmp_path / "a.png"))
+def test_a_damaged_file_is_named_and_another_takes_its_place(capsys):
+    mixer = person_mixer(mix=0)
+    gone = "gone.png", "alpha.png"
+    mixer.naturals.append(gone)
     assert len([mixer[i] for i in range(20)]) == 20
     assert capsys.readouterr().err.count("gone.png") == 1, "expected one note"
-
-
-def test_ten_damaged_files_in_a_row_are_an_error(tmp_path, monkeypatch):
-    draws = set()
-
-    def draw(mixer, rng):
-        draws.add(rng.random())
-        raise mlb.UserError("damaged")
-
-    monkeypatch.setattr(mlb.Mixer, "draw", draw)
-    assert refusal(person_mixer(tmp_path).__getitem__, 0) == "damaged"
-    assert len(draws) == 10, f"expected ten draws, got {len(draws)}"
+    mixer.naturals = [gone]
+    assert "gone.png" in refusal(mixer.__getitem__, 0)
 
 
 DIGEST = f"""
@@ -597,17 +575,6 @@ def test_pictures_reach_the_network_in_0_to_1():
 
 OUT = Path("out")  # below a folder of each test's own
 ONE_STEP = ["--teacher-steps", 1, "--steps", 1]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Each test runs in a new folder."""
-    monkeypatch.chdir(tmp_path)
-
-
-def call(*words):
-    """The program with a command line -> its exit status."""
-    return mlb.main(list(map(str, words)))
 
 
 def train_error(capsys, toy, out, *more):
@@ -886,7 +853,7 @@ def test_a_copied_run_goes_on_with_copied_data_alone(trained, capsys):
     more = ["--amp", "fp16", "--resume"]
     assert run("train", toy, out, *more) == 0
     assert torch.equal(weights(out), weights(trained[1])), "a finished run stays as it was"
-    save_photo(Path("copy/matte/background/0.jpg"), 50)
+    save_photo("copy/matte/background/0.jpg", 50)
     assert ".pt" in train_error(capsys, toy, out, *more)
 
 
@@ -898,8 +865,8 @@ sys.exit(mlb.main(sys.argv[1:]))
 """
 
 
-def test_ctrl_c_ends_compare_at_once_and_tells_how_to_go_on(tmp_path):
-    with start(mlb.__file__, "compare", "--device", "cpu", "--out", tmp_path) as child:
+def test_ctrl_c_ends_compare_at_once_and_tells_how_to_go_on():
+    with start(mlb.__file__, "compare", "--device", "cpu") as child:
         child.stdout.readline()
         time.sleep(0.5)
         child.send_signal(signal.SIGINT)
@@ -909,9 +876,9 @@ def test_ctrl_c_ends_compare_at_once_and_tells_how_to_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, tmp_path, capsys):
+def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, capsys):
     """And while one run lives, no other writes to its folder."""
-    out, more = tmp_path / "killed", ["--teacher-steps", 60, "--steps", 60, "--resume"]
+    out, more = Path("killed"), ["--teacher-steps", 60, "--steps", 60, "--resume"]
     run("train", toy, OUT, *more)
     words = ["train", "--data", toy, "--out", out, *TINY, *more]
     for lines in (3, 21, 17, 14):  # of progress
@@ -1070,7 +1037,7 @@ CUT = Path("cutouts")  # where matte puts them
 def test_people_are_cut_out_upright_at_the_photos_own_size(student):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    photo = save_photo(Path("a b/1.jpg"), 130, 90, exif=exif)
+    photo = save_photo("a b/1.jpg", 130, 90, exif=exif)
     assert call("matte", photo, *student) == 0
     cut = Image.open(CUT / "1.png")
     assert (cut.mode, cut.size) == ("RGBA", (90, 130))
@@ -1087,7 +1054,7 @@ def test_alpha_is_the_matte_and_colours_are_the_persons_alone():
 
 
 def test_bad_photos_are_named_and_the_rest_goes_on(student, capsys):
-    good = save_photo(Path("good.png"))
+    good = save_photo("good.png")
     Path("cut.png").write_bytes(good.read_bytes()[:99])
     os.mkfifo("pipe.jpg")
     bad = ["cut.png", "pipe.jpg", "gone.jpg"]
@@ -1108,20 +1075,20 @@ def test_of_two_photos_of_one_name_one_is_named_and_the_others_are_cut(student, 
 
 
 def test_no_photo_is_written_over(student):
-    before = save_photo(Path("a.png")).read_bytes()
+    before = save_photo("a.png").read_bytes()
     assert call("matte", "a.png", "--out", ".", *student) == 2
     assert Path("a.png").read_bytes() == before
 
 
 def test_what_lies_in_out_is_never_input(student):
-    save_photo(Path("a.jpg"))
+    save_photo("a.jpg")
     for _ in range(2):
         assert call("matte", ".", *student) == 0
         assert os.listdir(CUT) == ["a.png"]
 
 
 def test_pictures_that_cannot_be_read_here_are_counted_in_a_note(student, capsys):
-    save_photo(Path("photos/a.jpg"))
+    save_photo("photos/a.jpg")
     for name in ("b.heic", "c.HEIC"):
         Path("photos", name).touch()
     assert call("matte", "photos", *student) == 0
@@ -1134,12 +1101,12 @@ def test_a_photos_colour_profile_is_heeded():
     for old, new in ((b"sRGB", b"mine"), (b"rXYZ", b"?"), (b"gXYZ", b"rXYZ"), (b"?", b"gXYZ")):
         profile = profile.replace(old, new)  # what it calls red is green
     red = np.full((32, 32, 3), (250, 0, 0))
-    path = save_picture(Path("p.png"), red, icc_profile=profile)
+    path = save_picture("p.png", red, icc_profile=profile)
     assert_close(mlb.read(path).getpixel((9, 9)), (0, 250, 0), 4)
 
 
 def test_weights_of_drawn_people_tell_so(trained, student, capsys, monkeypatch):
-    save_photo(Path("a.jpg"))
+    save_photo("a.jpg")
     call("matte", "a.jpg", *student)
     assert "note" not in capsys.readouterr().err
     monkeypatch.setattr(mlb, "SAMPLE", trained[0])
@@ -1211,7 +1178,7 @@ COMMANDS = sorted(set(re.findall(COMMAND, README.replace("\\\n", " "))))
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_readme_runs(command, trained):
-    save_photo(Path("PHOTO"), format="PNG")
+    save_photo("PHOTO", format="PNG")
     Path("data_sample").symlink_to(trained[0])
     Path("toy.pt").symlink_to(trained[1] / "MLB.0.pt")
     words = command.split()
