@@ -13,7 +13,7 @@ from the teacher:
 Deviations. The paper's text was not at hand: the formulas of α and B are our reading of summaries.
 Ours, where we knew nothing: network, losses and weights, augmentation, an α′ that is used soft, a
 student that starts from scratch, sees D_m too (the dataset mixer) and learns the boundary of B. An
-extension, in rows of its own: a guided teacher, which sees S as well.
+extension, in rows of its own: a guided teacher, which sees S as well, see guided_blend.
 """
 
 import argparse
@@ -374,6 +374,12 @@ def blend(M_t, alpha_t, S):
     return alpha_t * M_t + (1 - alpha_t) * S
 
 
+def guided_blend(M_t, alpha_t, S):
+    """B of a teacher that has seen S (our extension): it is believed where it contradicts S, too.
+    A mask may be wrong further out than the boundary is wide."""
+    return blend(M_t, torch.maximum(alpha_t, (M_t - S).abs()), S)
+
+
 def laplacian_loss(prediction, target, levels=4):
     """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale.
     As in Hou & Liu (ICCV 2019), with box filters; each coarser level weighs twice as much."""
@@ -417,7 +423,7 @@ ROWS = {
     "naive mix": Row(None, "S", None),
     "pseudo-labels": Row(None, "M′", "teacher"),
     "MLB": Row(None, "B", "teacher"),
-    "MLB guided": Row(None, "B", "guided teacher"),
+    "MLB guided": Row(None, "B guided", "guided teacher"),
     "upper bound": Row(None, "true matte", None),
 }
 RUN_OPTIONS = (  # which must stay the same on --resume; files: a number for names and sizes
@@ -479,8 +485,12 @@ def label_batch(batch, label, teacher, device):
     if teacher is not None:
         with torch.no_grad():
             M_t, alpha_t = (logits.float().sigmoid() for logits in teacher(image, mask))
-        photo_label = M_t if label == "M′" else blend(M_t, alpha_t, S=mask)
-        target = torch.where(batch["natural"].view(-1, 1, 1, 1), photo_label, target)
+        labels = {
+            "M′": M_t,
+            "B": blend(M_t, alpha_t, S=mask),
+            "B guided": guided_blend(M_t, alpha_t, S=mask),
+        }
+        target = torch.where(batch["natural"].view(-1, 1, 1, 1), labels[label], target)
     return image, mask, target
 
 
@@ -800,11 +810,12 @@ def picture_row(nets, size, photo_path, truth_path, mask_path=None):
         row["labels S"] = S
         for name in nets:
             if "teacher" in name:
-                suffix = " guided" if nets[name].guided else ""
+                guided = " guided" if nets[name].guided else ""
                 M_t, alpha_t = predict(nets[name], photo, size, mask)
-                row["labels M′" + suffix] = M_t
-                row["labels α′" + suffix] = alpha_t
-                row["labels B" + suffix] = blend(M_t, alpha_t, S)
+                row["labels M′" + guided] = M_t
+                row["labels α′" + guided] = alpha_t
+                B = guided_blend(M_t, alpha_t, S) if guided else blend(M_t, alpha_t, S)
+                row["labels B" + guided] = B
     row["truth"] = to_tensor(truth)[0]
     return row
 
@@ -844,33 +855,31 @@ def table(scores):
 
 
 def save_sheet(rows, path):
-    """Saves rows {title: tensor 3×H×W or H×W, ..., the truth}: whole; where the truth has most
-    boundary, enlarged; there |matte − truth|, and what the matte cuts out on a plain colour."""
-    strips = []
-    for row in rows:
-        *_, truth = row.values()
-        alpha = boundary_label(truth)
-        side = min(56, *alpha.shape)
-        share = F.avg_pool2d(alpha[None], side, stride=1)[0]
-        top, left = divmod(share.argmax().item(), share.shape[1])
-        window = (..., slice(top, top + side), slice(left, left + side))
-        photo, *mattes = (x[window].cpu() for x in row.values())
-        plain = torch.tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
-        strips.append(row.values())
-        strips.append([photo, *mattes])
-        strips.append([photo, *((matte - mattes[-1]).abs() for matte in mattes)])
-        strips.append([photo, *(composite(photo, matte, plain) for matte in mattes)])
-    size = (228 * len(row), 34 + 228 * len(strips))
-    page = Image.new("RGB", size, "white")
+    """Saves rows {"photo": 3×H×W, title: H×W, ..., the truth}, a column for a title: whole; where
+    the truth has most boundary, enlarged; there |matte − truth|; and its cut-out on plain green."""
+    titles = [*rows[0]]
+    page = Image.new("RGB", (228 * len(titles), 34 + 4 * 228 * len(rows)), "white")
     draw = ImageDraw.Draw(page)
-    for k, title in enumerate(row):
+    for k, title in enumerate(titles):
         name = title.removeprefix("labels ").replace("α′", "boundary")
         name = name.replace("′", "'")  # the font has no prime
         draw.text((228 * k + 112, 18), name, "black", anchor="mm", font_size=20)
-        for i, strip in enumerate(strips):
-            if "α" not in title or i % 4 < 2:  # of a boundary the rest says nothing
-                cell = ImageOps.contain(to_picture([*strip][k]), (224, 224), Image.NEAREST)
-                page.paste(cell, (228 * k, 34 + 228 * i))
+        for i, row in enumerate(rows):
+            truth = row[titles[-1]]
+            alpha = boundary_label(truth)
+            side = min(56, *alpha.shape)
+            share = F.avg_pool2d(alpha[None], side, stride=1)[0]
+            top, left = divmod(share.argmax().item(), share.shape[1])
+            window = (..., slice(top, top + side), slice(left, left + side))
+            near = row[title][window]
+            cells = [row[title], near]
+            if title != "photo" and "α" not in title:  # of these the rest says nothing
+                green = near.new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
+                cells.append((near - truth[window]).abs())
+                cells.append(composite(row["photo"][window], near, green))
+            for j, cell in enumerate(cells, start=4 * i):
+                cell = ImageOps.contain(to_picture(cell), (224, 224), Image.NEAREST)
+                page.paste(cell, (228 * k, 34 + 228 * j))
     page.save(path)
 
 

@@ -497,6 +497,13 @@ def test_blend_exercise03():
     assert S.tolist() == [0, 1, 0, 1], f"expected S as it was, got input changed to {S}"
 
 
+def test_a_guided_teacher_is_believed_where_it_contradicts_the_mask():
+    M_t = torch.tensor([0.8, 0.8, 0.8])
+    alpha_t = torch.tensor([0.25, 0.25, 1])
+    S = torch.tensor([0.0, 1, 0])
+    assert_close(mlb.guided_blend(M_t, alpha_t, S), [0.64, 0.95, 0.8])
+
+
 def test_laplacian_loss_exercise04():
     checks = torch.tensor(np.indices((32, 32)).sum(0) % 2.0)[None, None]
     assert_close(mlb.laplacian_loss(checks, checks + 0.5), 0)  # a constant is in no band
@@ -646,14 +653,15 @@ def test_train_step_forgets_the_last_gradients():
     assert_close(net.weight.grad, first)
 
 
-@pytest.mark.parametrize("label", ["S", "M′", "B"])
+@pytest.mark.parametrize("label", ["S", "M′", "B", "B guided"])
 def test_photos_get_the_label_of_their_row_and_composites_keep_theirs(label, loss):
     zero, batch = torch.zeros(2, 1, 32, 32), make_batch()
-    teacher = Mock(return_value=(zero, zero + math.log(3)))  # M′ is 1/2, α′ is 3/4
+    teacher = Mock(return_value=(zero, zero - math.log(3)))  # M′ is 1/2, α′ is 1/4
     take_step(Line(), batch, label, None if label == "S" else teacher)
     *_, target, boundary = loss.call_args.args
     matte, S = batch["target"] / 255, batch["mask"] / 255
-    photo = {"S": matte, "M′": zero + 0.5, "B": 0.375 + 0.25 * S}[label]
+    B_guided = mlb.guided_blend(zero + 0.5, zero + 0.25, S)
+    photo = {"S": matte, "M′": zero + 0.5, "B": 0.125 + 0.75 * S, "B guided": B_guided}[label]
     assert_close(target, torch.stack([photo[0], matte[1]]))
     assert torch.equal(boundary, mlb.boundary_label(target)), "the label's boundary is learned"
 
