@@ -1414,9 +1414,8 @@ def with_holes(answers):
     """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
     text = (HERE / "mlb.py").read_text(encoding="utf-8")
     for number, answer in answers.items():
-        node = ast.parse(text)
-        for name in HOLES[number].split("."):
-            node = next(child for child in node.body if getattr(child, "name", "") == name)
+        name = HOLES[number].split(".")[-1]
+        node = next(node for node in ast.walk(ast.parse(text)) if getattr(node, "name", "") == name)
         docstring = node.body[0]
         size = node.end_lineno - docstring.end_lineno
         size = "1 line" if size == 1 else f"{size} lines"
@@ -1448,12 +1447,9 @@ def failure(test, text):
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         monkeypatch.setitem(globals(), "mlb", module)
         monkeypatch.chdir(folder)
-        fixtures = {"tmp_path": Path(folder), "monkeypatch": monkeypatch}
-        names = inspect.signature(test).parameters
-        if "toy" in names:
-            fixtures["toy"] = make_toy(Path(folder, "toy"))
+        fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
         try:
-            test(**{name: fixtures[name] for name in names})
+            test(**fixtures)
         except (Exception, pytest.fail.Exception) as problem:
             said = str(problem).split("\n")[0]
             return said if "expected" in said else f"{type(problem).__name__}: {said}"
@@ -1480,26 +1476,30 @@ def grade(text):
     return passed == len(HOLES)
 
 
+def text_for(words):
+    """What a command line asks for."""
+    match words:
+        case ["hole", *numbers] if numbers:
+            return with_holes(dict.fromkeys(map(int, numbers)))
+        case ["bug", number]:
+            return with_bug(int(number))
+        case ["instructor"]:
+            return NOTES
+    raise ValueError("hole NUMBERS, bug NUMBER [--to FILE], grade FILE or instructor")
+
+
 def main(words):
     """The command line -> exit status."""
-    words, path = (words[:-2], words[-1]) if "--to" in words[-2:-1] else (words, None)
     try:
         match words:
-            case ["grade", file]:
-                return 0 if grade(Path(file).read_text(encoding="utf-8")) else 1
-            case ["hole", *numbers] if numbers:
-                text = with_holes(dict.fromkeys(map(int, numbers)))
-            case ["bug", number]:
-                text = with_bug(int(number))
-            case ["instructor"]:
-                text = NOTES
+            case ["grade", path]:
+                return 0 if grade(Path(path).read_text(encoding="utf-8")) else 1
+            case [*asked, "--to", path]:
+                text = text_for(asked)
+                with open(path, "x", encoding="utf-8") as file:
+                    file.write(text)
             case _:
-                raise ValueError("hole NUMBERS, bug NUMBER [--to FILE], grade FILE or instructor")
-        if path is None:
-            print(text, end="")
-        else:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
+                print(text_for(words), end="")
     except (OSError, LookupError, ValueError, SyntaxError) as problem:
         print(f"test_mlb.py: {type(problem).__name__}: {problem}", file=sys.stderr)
         return 2
@@ -1528,21 +1528,17 @@ def test_a_hole_is_red_until_it_is_filled_rightly(number):
 def test_a_bug_is_noticed(number):
     end = BUGS[number].split(" => ")[2]
     tests = [test for name, test in globals().items() if name.endswith(end)]
-    text = with_bug(number)
-    assert max(len(line) for line in text.split("\n")) <= 100, "expected it to look like the rest"
-    assert failure(tests[0], text), f"expected {end} to notice the bug, got it green"
+    assert failure(tests[0], with_bug(number)), f"expected {end} to notice the bug, got it green"
 
 
-def test_exercises_are_written_once_and_graded(tmp_path, capsys):
-    path = tmp_path / "my_mlb.py"
-    words = f"hole 1 2 3 --to {path}".split()
+def test_exercises_are_written_once_and_graded(capsys):
+    words = ["hole", "1", "2", "3", "--to", "my_mlb.py"]
     assert [main(words), main(words)] == [0, 2], "expected no file written over"
-    assert capsys.readouterr().err.count("\n") == 1
-    text = path.read_text(encoding="utf-8")
+    text = Path("my_mlb.py").read_text(encoding="utf-8")
     assert text.count("NotImplementedError") == 3
-    for told in [*TOLD[1], *TOLD[2], *TOLD[3]]:
+    for told in itertools.chain(*TOLD.values()):
         assert told not in text, f"expected the answer left out, got {told}"
-    assert main(["grade", str(path)]) == 1
+    assert main(["grade", "my_mlb.py"]) == 1
     assert main(["bug", "10"]) == main(["instructor"]) == 0
     assert "of 10 passed" in capsys.readouterr().out
 
