@@ -5,7 +5,6 @@ MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: see the e
 """
 
 import ast
-import csv
 import importlib
 import inspect
 import itertools
@@ -39,7 +38,6 @@ mlb = importlib.import_module(os.environ.get("MLB", "mlb"))
 torch.set_num_threads(1)  # pictures of 32 pixels are not worth a second thread
 
 TINY = ["--size=32", "--width=8", "--batch=4", "--teacher-steps=5", "--steps=6", "--device=cpu"]
-METRICS = ["SAD", "MSE", "MAD", "Grad", "Boundary MAD"]
 
 
 def assert_close(got, expected, tolerance=1e-6):
@@ -48,10 +46,8 @@ def assert_close(got, expected, tolerance=1e-6):
     got, expected = np.asarray(got, float), np.asarray(expected, float)
     assert got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}"
     off = np.abs(got - expected)
-    worst = np.unravel_index(off.argmax(), off.shape)
-    assert off.max() <= tolerance, (
-        f"expected {expected[worst]:.6g}, got {got[worst]:.6g} at {worst}"
-    )
+    worst = off.argmax()
+    assert off.max() <= tolerance, f"expected {expected.flat[worst]:.6g}, got {got.flat[worst]:.6g}"
 
 
 @pytest.fixture(autouse=True)
@@ -83,13 +79,13 @@ def disc(width=40, height=40, soft=1, radius=13):
 
 def make_toy(root):
     """A whole data set of tiny pictures below root."""
-    softness = {"matte": 6, "segmentation": 4, "test": 5}
+    photos = ["matte/foreground", "matte/background", "segmentation/image", "test/image"]
+    labels = {"matte/alpha": 6, "segmentation/alpha": 4, "segmentation/mask": 0, "test/alpha": 5}
     for k in range(4):
-        for folder in ("matte/foreground", "matte/background", "segmentation/image", "test/image"):
+        for folder in photos:
             save_photo(root / folder / f"{k}.jpg", seed=k)
-        for folder, soft in softness.items():
-            save_picture(root / folder / f"alpha/{k}.png", disc(soft=soft, radius=12 + k))
-        save_picture(root / f"segmentation/mask/{k}.png", disc(soft=0, radius=12 + k))
+        for folder, soft in labels.items():
+            save_picture(root / folder / f"{k}.png", disc(soft=soft, radius=12 + k))
     return root
 
 
@@ -129,7 +125,6 @@ def error_of(capsys, *words):
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if not line.startswith("mlb: note: ")]
     assert len(errors) == 1, f"expected one line, got {errors}"
-    assert errors[0].startswith("mlb: error: ")
     return errors[0]
 
 
@@ -140,9 +135,8 @@ def weights(out, row="MLB.0"):
 
 
 def log_of(path):
-    """A row's CSV as {column: list of numbers}."""
-    rows = list(csv.DictReader(path.read_text().splitlines()))
-    return {column: [float(row[column]) for row in rows] for column in rows[0]}
+    """A row's CSV as an array whose fields are the columns."""
+    return np.genfromtxt(path, delimiter=",", names=True)
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +160,11 @@ def refusal(call, *given):
 def test_pictures_are_found_in_folders_and_behind_links_and_others_counted(capsys):
     for name in ("r/b.JPG", "r/a/c.png", "r/._b.jpg", "elsewhere/d.webp"):
         save_photo(name)
-    for name in ("r/e.heic", "r/f.HEIC"):
-        Path(name).touch()
+    Path("r/e.heic").touch()
     Path("r/link").symlink_to(Path("elsewhere").resolve())
     assert list(mlb.pictures("r")) == ["a/c", "b", "link/d"]
     said = capsys.readouterr().err
-    assert "mlb: note: 2 files" in said and "e.heic" in said
+    assert said.startswith("mlb: note: 1 files") and "e.heic" in said
 
 
 def test_pictures_pair_by_name_then_by_stem(capsys):
@@ -246,10 +239,7 @@ def test_hostile_files_are_named(monkeypatch):
     whole = save_photo("whole.jpg", 90, 90)
     Path("cut.jpg").write_bytes(whole.read_bytes()[:2000])
     Path("empty.jpg").touch()
-    Path("circle.jpg").symlink_to("circle.jpg")
-    Path("folder.jpg").mkdir()
     os.mkfifo("pipe.jpg")
-    save_photo("eps.png", format="EPS")
     save_photo("ppm.png", format="PPM")
     save_photo("narrow.png", 15, 40)
     save_photo("long.png", 16, 257)
@@ -283,11 +273,10 @@ def test_degrade_changes_light_and_noise_and_blurs():
     edge = np.full((32, 32, 3), 128, np.uint8)
     edge[:, 16:] = 0
     shown = over_seeds(mlb.degrade, edge)
-    grey, black = shown[:, :, :12], shown[:, :, 16]
-    light = grey.mean((1, 2, 3))
+    grey, black = shown[:, :, :12, 0], shown[:, :, 16, 0]
+    light = grey.mean((1, 2))
     assert_close([light.min(), light.max()], [93, 166], 12)
-    noisy = grey.std((1, 2)).mean(1) > 1
-    blurred = black.mean((1, 2)) > 12
+    noisy, blurred = grey.std((1, 2)) > 1, black.mean(1) > 12
     assert_close([noisy.mean(), blurred.mean()], [0.27, 0.27], 0.1)
 
 
@@ -337,9 +326,8 @@ def test_samples_depend_on_seed_and_index_alone_exercise05():
         assert same, f"expected sample {i} as before, got another"
     other = person_mixer(seed=1)[0]
     assert not np.array_equal(other["image"], images[0]), "expected seeds to differ, got the same"
-    for key, channels in (("image", 3), ("target", 1), ("mask", 1)):
-        got = other[key].shape, other[key].dtype
-        assert got == ((channels, 32, 32), np.uint8), f"expected bytes {channels}×32×32, got {got}"
+    for got in (other["image"][:1], other["target"], other["mask"]):
+        assert got.shape == (1, 32, 32), f"expected a channel of 32×32, got {got.shape}"
 
 
 def test_mix_is_the_share_of_composites_exercise05():
@@ -445,8 +433,8 @@ def test_the_network_gives_two_full_size_maps(guided):
     matte, boundary = net(image, mask)
     assert matte.shape == boundary.shape == mask.shape
     assert not torch.equal(matte, boundary), "expected two maps, got one twice"
-    same = torch.equal(matte, net(image, 1 - mask)[0])
-    assert same != guided, "expected only a guided network to look at masks"
+    other, _ = net(image, 1 - mask)
+    assert torch.equal(matte, other) != guided, "expected only guided ones to look at masks"
 
 
 def test_the_network_is_compact():
@@ -455,26 +443,15 @@ def test_the_network_is_compact():
 
 
 def test_each_skip_matters():
-    """With the coarser layer silent, what a layer is given still depends on the picture."""
-    given = []
-    for silent, layer in [("deep32", "up32"), ("up32", "up16"), ("up16", "up8"), ("up8", "up4")]:
-        net = mlb.MattingNet(8).eval()
-        torch.nn.init.zeros_(getattr(net, silent)[1].weight)
-        getattr(net, layer)[0].register_forward_pre_hook(lambda _, inputs: given.extend(inputs))
-        net(torch.rand(2, 3, 32, 32))
-        one, other = given.pop()
-        assert not torch.equal(one, other), f"expected a skip to {layer}, got no picture there"
-
-
-@torch.no_grad()
-def test_the_gate_weights_the_colours_of_each_pixel():
-    """A head of biases alone, for the gate 1, 2 and 3: logits are red + 2 green + 3 blue."""
-    net = mlb.MattingNet(8).eval()
-    net.head.weight[:] = 0
-    net.head.bias[:] = torch.tensor([0] * 20 + [1, 2, 3])
-    image = torch.rand(1, 3, 32, 32)
-    red, green, blue = image[0]
-    assert_close(net(image)[0][0, 0], red + 2 * green + 3 * blue, 1e-5)
+    """With all that is coarser silent, what a layer is given still depends on the picture."""
+    net, given = mlb.MattingNet(8).eval(), []
+    for name in ("deep32", "up32", "up16", "up8"):
+        torch.nn.init.zeros_(getattr(net, name)[1].weight)
+    for layer in (net.up32, net.up16, net.up8, net.up4):
+        layer.register_forward_pre_hook(lambda _, inputs: given.extend(inputs))
+    net(torch.rand(2, 3, 32, 32))
+    for one, other in given:
+        assert not torch.equal(one, other), f"expected a skip of {len(one)} channels, got none"
 
 
 # == 3  MLB =====================================================================================
@@ -484,9 +461,8 @@ def test_boundary_label_exercise01():
     M = torch.tensor([0, 0.05, 0.06, 0.94, 0.95, 1])
     assert_close(mlb.boundary_label(M), [0, 0, 1, 1, 0, 0])
     assert_close(mlb.boundary_label(M.view(2, 3), 0.01, 0.06), [[0, 1, 0], [0, 0, 0]])
-    for kind in (torch.float64, torch.bfloat16):
-        got = mlb.boundary_label(M.to(kind)).dtype
-        assert got == kind, f"expected the type of M, {kind}, got {got}"
+    kind = mlb.boundary_label(M.double()).dtype
+    assert kind == torch.float64, f"expected the type of M, got {kind}"
 
 
 def test_blend_exercise03():
@@ -549,19 +525,20 @@ def test_loss_is_finite_and_in_fp32_exercise09():
     expected = mlb.mlb_loss(logits.float(), logits.float(), black, black)
     with torch.autocast("cpu", torch.bfloat16):
         got = mlb.mlb_loss(logits, logits, black, black)
-    for name, value in expected.items():
-        off = abs(got[name] - value)
-        assert off < 1e-6, f"expected {name} as in fp32, got it {off:.1g} off"
+    off = abs(got["total"] - expected["total"])
+    assert off < 1e-6, f"expected the total as in fp32, got it {off:.1g} off"
     got["total"].backward()
     assert logits.grad.isfinite().all(), "expected finite gradients, got others"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_hair_of_one_pixel_is_learned_by_heart(seed):
-    """The detail term ends at 0.009; without the colour gate at 0.13, nor skips at 0.18."""
+    """Of three pictures one's hair is red, one's green, one's blue, before noise of other colours.
+    The detail term ends below 0.02; without the gate of green near 0.06, without any at 0.13."""
     torch.manual_seed(seed)
-    hair = 60 + 140 * torch.randint(2, (4, 1, 32, 32), dtype=torch.uint8)
-    batch = {"image": hair.repeat(1, 3, 1, 1), "target": hair, "mask": hair}
+    image = 60 + 140 * torch.randint(2, (3, 3, 32, 32), dtype=torch.uint8)
+    hair = torch.stack([image[k, k : k + 1] for k in range(3)])
+    batch = {"image": image, "target": hair, "mask": hair}
     net = mlb.MattingNet(8)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -571,11 +548,18 @@ def test_hair_of_one_pixel_is_learned_by_heart(seed):
     assert detail < 0.03, f"expected hair learned by heart, got a detail term of {detail:.3f}"
 
 
+def make_batch():
+    """A photo and a composite of noise, as the mixer gives them."""
+    torch.manual_seed(0)
+    noise = torch.randint(256, (2, 5, 32, 32)).byte()
+    image, target, mask = noise.split((3, 1, 1), dim=1)
+    natural = torch.tensor([True, False])
+    return {"image": image, "target": target, "mask": mask, "natural": natural}
+
+
 def test_pictures_reach_the_network_in_0_to_1():
-    white = torch.full((1, 1, 32, 32), 255, dtype=torch.uint8)
-    batch = {"image": white, "target": white, "mask": white}
-    for got in mlb.label_batch(batch, None, None, "cpu"):
-        assert_close(got.max(), 1)
+    for got in mlb.label_batch(make_batch(), None, None, "cpu"):
+        assert_close([got.min(), got.max()], [0, 1])
 
 
 # == 4  Training ==================================================================================
@@ -607,15 +591,6 @@ class Line(torch.nn.Conv2d):
 
     def forward(self, image, mask):
         return super().forward(20 * image).split(1, dim=1)  # steep: its gradients are large
-
-
-def make_batch():
-    """A photo and a composite of noise, as the mixer gives them."""
-    torch.manual_seed(0)
-    noise = torch.randint(256, (2, 5, 32, 32)).byte()
-    image, target, mask = noise.split((3, 1, 1), dim=1)
-    natural = torch.tensor([True, False])
-    return {"image": image, "target": target, "mask": mask, "natural": natural}
 
 
 def take_step(net, batch, label="S", teacher=None, scaled=False, half=None):
@@ -674,19 +649,15 @@ def test_autocast_reaches_the_network_and_weights_stay_fp32(half, loss):
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
-def test_training_is_channels_last(toy, monkeypatch):
-    forward, strides = mlb.MattingNet.forward, set()
-
-    def probe(net, images, masks):
-        strides.update([images.stride(1), net.down4[0].weight.stride(1)])
-        return forward(net, images, masks)
-
-    monkeypatch.setattr(mlb.MattingNet, "forward", probe)
-    run("train", toy, OUT)
-    assert strides == {1}, "a pixel's channels lie side by side"
+def test_training_is_channels_last():
+    """A pixel's channels lie side by side."""
+    image, *_ = mlb.label_batch(make_batch(), None, None, "cpu")
+    net = mlb.new_net("teacher", 0, mlb.parse(["train", "--device", "cpu"]))
+    assert image.stride(1) == net.down4[0].weight.stride(1) == 1
 
 
-def test_rows_start_from_their_seed_all_weights_learn_and_kernels_alone_decay(toy):
+def test_rows_start_from_their_seed_all_weights_learn_and_kernels_alone_decay():
+    toy = make_toy(Path("toy"))
     run("train", toy, OUT, *ONE_STEP, "--lr", 0.4, "--weight-decay", 0.5, "--seed", 1)
     _, net = mlb.load(OUT / "MLB.1.pt")
     torch.manual_seed(1)
@@ -704,37 +675,24 @@ def test_train_writes_what_it_promises(trained):
     assert sorted(os.listdir(out)) == sorted(files.split())
     scores = scores_of(out)
     assert list(scores) == ["teacher", "MLB", "labels S", "labels M′", "labels B"]
-    for row, seeds in scores.items():
-        assert [list(score) for score in seeds] == [METRICS], f"{row}: one seed, all metrics"
+    assert [list(score) for score in scores["MLB"]] == [list(mlb.SCALES)], "one seed"
 
 
-@pytest.mark.parametrize("name, columns", [("batch", 3), ("labels", 6), ("mattes", 4)])
-def test_sheets_show_something_in_each_column(name, columns, trained):
+@pytest.mark.parametrize("name", ["batch", "labels", "mattes"])
+def test_a_sheet_is_not_blank(name, trained):
     page = grey(trained[1] / f"{name}.png")
-    for column in np.split(page, columns, axis=1):
-        assert column[40:].min() < 0.5
+    assert page[40:].std() > 0.1
 
 
 def test_a_rows_file_is_its_checkpoint_and_its_log(trained):
     state = torch.load(trained[1] / "MLB.0.pt", weights_only=True)
     log = log_of(trained[1] / "MLB.0.csv")
-    assert list(log) == mlb.COLUMNS
+    assert list(log.dtype.names) == mlb.COLUMNS
     assert len(state["log"]) == 6, "an entry a step"
-    assert_close(log["lr"], [mlb.learning_rate(step, 6, 4e-3) for step in range(1, 7)])
     for term in ("matte", "boundary"):
         assert_close(log[term][0], math.log(2), 0.3)  # what a coin would give
     assert state["scaler"]["_growth_tracker"] == 6, "fp16 has a scaler"
     assert state["net"]["down4.1.num_batches_tracked"] == 6, "batch norm is in training mode"
-
-
-class Recorder(mlb.Mixer):
-    """A mixer that can be looked at later."""
-
-    made = []
-
-    def __init__(self, *given, **more):
-        super().__init__(*given, **more)
-        self.made.append(self)
 
 
 TWO_STEPS = ["--masks", 1, "--mix", 0.5, "--steps", 2, "--teacher-steps", 2]
@@ -744,28 +702,26 @@ TWO_STEPS = ["--masks", 1, "--mix", 0.5, "--steps", 2, "--teacher-steps", 2]
 def compared(tmp_path_factory):
     """(data, out) of a tiny comparison, three rows side by side."""
     root = tmp_path_factory.mktemp("compared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlb, "Mixer", Recorder)
-        patch.setattr(torch, "get_num_threads", lambda: 3)
-        run("compare", make_toy(root / "toy"), root / "out", "--seeds", 2, *TWO_STEPS)
+    torch.set_num_threads(3)
+    run("compare", make_toy(root / "toy"), root / "out", "--seeds", 2, *TWO_STEPS)
+    torch.set_num_threads(1)
     return root / "toy", root / "out"
 
 
-def test_rows_of_a_seed_differ_in_mix_and_label_alone(compared):
-    mixers = Recorder.made
-    students = {mixer.seed for mixer in mixers if mixer.mix < 1}
-    teachers = {mixer.seed for mixer in mixers if mixer.mix == 1}
-    assert len(students) == 2, "all students of a seed draw the same samples"
-    assert not students & teachers, "a student must not see its teacher's composites"
-    kinds = [(mixer.mix, mixer.guided, mixer.naturals[0][1].parent.name) for mixer in mixers]
-    assert kinds.count((0.0, False, "mask")) == 2, "segmentation only, of two seeds"
-    assert kinds.count((0.5, False, "mask")) == 8, "naive mix, pseudo-labels, MLB, MLB guided"
-    assert kinds.count((0.5, False, "alpha")) == 2, "upper bound"
+def test_rows_of_a_seed_differ_in_mix_and_label_alone(toy):
+    """Two teachers, six students: of them the first has no composites, the last true mattes."""
+    args = mlb.parse(["compare", "--data", str(toy), "--mix", "0.5", "--workers", "0"])
+    data = mlb.open_data(args)
+    loaders = [mlb.new_loader(name, 1, 0, 1, args, data) for name in mlb.ROWS]
+    mixers = [loader.dataset.dataset for loader in loaders]
+    assert [mixer.seed for mixer in mixers] == [3] * 2 + [2] * 6, "a teacher's are others"
+    assert [mixer.mix for mixer in mixers] == [1, 1, 0] + [0.5] * 5
+    assert [mixer.guided for mixer in mixers] == [False, True] + [False] * 6
+    assert [mixer.naturals == data["masks"] for mixer in mixers] == [True] * 7 + [False]
 
 
-def test_rows_side_by_side_learn_what_they_learn_alone(compared, monkeypatch):
+def test_rows_side_by_side_learn_what_they_learn_alone(compared):
     toy, out = compared
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     run("compare", toy, OUT, "--seeds", 1, *TWO_STEPS)
     for row in mlb.ROWS:
         same = torch.equal(weights(out, f"{row}.0"), weights(OUT, f"{row}.0"))
@@ -779,8 +735,7 @@ def test_compare_gives_means_and_deviations_of_all_rows(compared):
     assert list(scores) == [*rows, "labels S", "labels M′", "labels B", "labels B guided"]
     one, two = (1000 * score["MSE"] for score in scores["MLB"])
     cell = f" {(one + two) / 2:.2f} ± {abs(one - two) / math.sqrt(2):.2f} |"
-    lines = (out / "table.md").read_text(encoding="utf-8").splitlines()
-    assert cell in next(line for line in lines if " MLB |" in line)
+    assert cell in (out / "table.md").read_text(encoding="utf-8")
 
 
 def test_label_rows_are_what_blending_by_hand_gives(compared):
@@ -811,18 +766,11 @@ def test_what_evaluation_cannot_read_is_refused_before_the_first_step(name, toy,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(toy, capsys, monkeypatch):
-    train_step, calls = mlb.train_step, itertools.count(1)
-
-    def overflow(*given):
-        terms = train_step(*given)
-        return terms * math.inf if next(calls) == 8 else terms  # after five steps of the teacher
-
-    monkeypatch.setattr(mlb, "train_step", overflow)
     monkeypatch.setattr(time, "monotonic", itertools.count(0, 100).__next__)  # saves each step
-    error = train_error(capsys, toy, OUT)
-    for word in ("MLB", "step 3", "detail", "inf"):
+    error = train_error(capsys, toy, OUT, "--amp", "fp16", "--lr", 1e9)
+    for word in ("teacher", "step 2", "detail"):
         assert word in error
-    assert len(mlb.load(OUT / "MLB.0.pt")[0]["log"]) == 2, "the last good checkpoint stays"
+    assert len(mlb.load(OUT / "teacher.0.pt")[0]["log"]) == 1, "the last good checkpoint stays"
 
 
 def test_progress_and_time_left_come_early_and_every_ten_seconds(toy, capsys, monkeypatch):
@@ -909,19 +857,17 @@ sys.exit(mlb.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_what_one_learns(toy, tmp_path, monkeypatch):
+def test_two_ranks_learn_what_one_learns(toy):
     """Without batch norm, of which each rank has statistics of its own on a CPU."""
-    script, out, conv = tmp_path / "rank.py", tmp_path / "two", mlb.conv
-    script.write_text(RANK)
-    words = ["train", "--data", toy, "--out", out, *TINY]
+    Path("rank.py").write_text(RANK)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    with start(*torchrun, script, *words, PYTHONPATH=".", OMP_NUM_THREADS="1") as child:
-        child.communicate()
-    monkeypatch.setattr(mlb, "conv", lambda *given, **more: conv(*given, **more).eval())
-    run("train", toy, OUT)
-    for row in ("teacher", "MLB"):
-        name = f"{row}.0.csv"
-        assert_close(log_of(out / name)["total"], log_of(OUT / name)["total"], 1e-4)
+    for out, launcher in {"one": [], "two": torchrun}.items():
+        words = ["train", "--data", toy, "--out", out, *TINY]
+        with start(*launcher, "rank.py", *words) as child:
+            child.communicate()
+    for name in ("teacher.0.csv", "MLB.0.csv"):
+        one, two = (log_of(Path(out, name)) for out in ("one", "two"))
+        assert_close(two["total"], one["total"], 1e-4)
 
 
 @pytest.mark.slow
@@ -943,29 +889,28 @@ class Evil:
 
 def test_bad_checkpoints_are_one_line_and_never_executed(trained, capsys):
     path = trained[1] / "MLB.0.pt"
-    state = torch.load(path, weights_only=True)
-    bad = [[1], {}, state | {"log": Evil()}, state | {"options": {"size": 32}}]
+    whole = torch.load(path, weights_only=True)
     nan, wide = torch.full((23,), math.nan), torch.ones(1).expand(99999, 3, 4, 4)
-    for change in ({"head.bias": nan}, {"down4.0.weight": wide}):
-        bad.append(state | {"net": state["net"] | change})
-    for k, content in enumerate(bad):
-        torch.save(content, f"{k}.pt")
+    torch.save({}, "empty.pt")
+    torch.save(whole | {"log": Evil()}, "evil.pt")
+    torch.save(whole | {"options": {"size": 32}}, "options.pt")
+    torch.save(whole | {"net": whole["net"] | {"head.bias": nan}}, "nan.pt")
+    torch.save(whole | {"net": whole["net"] | {"down4.0.weight": wide}}, "wide.pt")
     Path("cut.pt").write_bytes(path.read_bytes()[:9999])
     os.mkfifo("pipe.pt")
-    begun = time.monotonic()
+    words = ["matte", "p.jpg", "--weights"]
     for name in [*os.listdir(), "missing.pt"]:
-        assert name in error_of(capsys, "matte", "p.jpg", "--weights", name)
-    assert time.monotonic() - begun < 5, "no gigabytes are made"
+        assert name in error_of(capsys, *words, name)
+    assert "as wide" in error_of(capsys, *words, "wide.pt"), "no terabytes are made"
     assert not Path("executed").exists()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_trains_benches_and_mattes(toy):
-    cuda = ["--device", "cuda"]
-    assert run("train", toy, OUT, "--workers", 2, *cuda) == 0
-    cuda += ["--weights", OUT / "MLB.0.pt"]
-    assert call("bench", "--size", 64, *cuda) == 0
-    assert call("matte", toy / "test/image", *cuda) == 0
+    out = "runs/mlb"  # where matte looks for weights
+    assert run("train", toy, out, "--device", "cuda", "--workers", 2) == 0
+    assert call("bench", "--size", 64, "--weights", f"{out}/MLB.0.pt") == 0
+    assert call("matte", toy / "test/image") == 0
 
 
 # == 5  Evaluation ================================================================================
@@ -987,12 +932,6 @@ def test_predict_keeps_place_and_shows_people_as_large_as_in_training():
     assert_close(255 * found, np.stack([mask, mask]), 4)
 
 
-def test_predict_averages_when_it_shrinks():
-    lines = Image.fromarray(np.tile(np.eye(4, dtype=np.uint8) * 255, (40, 40)))
-    found = mlb.predict(Probe(8, guided=True), Image.new("RGB", (40, 40)), 136, lines)
-    assert_close(found, np.full((2, 40, 40), 0.25), 0.05)
-
-
 @pytest.fixture
 def student(trained):
     """The options that choose the weights of a tiny training."""
@@ -1005,11 +944,6 @@ def test_eval_prints_what_the_training_measured(trained, student, capsys):
     assert "| ".join(numbers) in (trained[1] / "table.md").read_text(encoding="utf-8")
 
 
-def test_eval_refuses_a_pair_of_another_aspect(toy, student, capsys):
-    path = save_picture(toy / "test/alpha/1.png", disc(60, 40))
-    assert str(path) in error_of(capsys, "eval", "--data", toy, *student)
-
-
 # == 6  Benchmark =================================================================================
 
 
@@ -1017,24 +951,20 @@ def test_bench_prints_a_row_for_each_step(student, capsys, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net, **options: net)
     assert call("bench", "--size", 64, "--compile", *student) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " FPS " in line]
-    rows = ["fp32", "+ channels", "+ batch norm", "+ 16-bit", "+ compile", "end to end"]
-    for row, line in zip(rows, lines, strict=True):
-        assert line.startswith(row)
     off = [float(line.split()[-1]) for line in lines]
+    assert len(off) == 6
     assert max(off[:3]) < 1e-4, "neither layout nor folding changes the matte"
     assert 0 < off[3] < 0.05, "16 bits change it a little"
 
 
 def test_the_clock_waits_for_cuda(monkeypatch):
-    clock, launched = [0.0], [5.0]  # work of before the call does not count
-
-    def synchronize(*device):
-        clock[0] += sum(launched)
-        launched.clear()
-
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    assert mlb.seconds_of(launched.append, 2.0, "cuda:0") == 2
+    seen = Mock()
+    seen.clock.return_value = 0.0
+    monkeypatch.setattr(time, "perf_counter", seen.clock)
+    monkeypatch.setattr(torch.cuda, "synchronize", seen.wait)
+    mlb.seconds_of(seen.run, "x", "cuda:0")
+    calls = [name for name, *_ in seen.mock_calls]
+    assert calls == ["wait", "clock", "run", "wait", "clock"]
 
 
 # == 7  Matting ===================================================================================
@@ -1042,11 +972,8 @@ def test_the_clock_waits_for_cuda(monkeypatch):
 CUT = Path("cutouts")  # where matte puts them
 
 
-def test_people_are_cut_out_upright_at_the_photos_own_size(student):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    photo = save_photo("a b/1.jpg", 130, 90, exif=exif)
-    assert call("matte", photo, *student) == 0
+def test_people_are_cut_out_at_the_photos_own_size(student):
+    assert call("matte", save_photo("a b/1.jpg", 90, 130), *student) == 0
     cut = Image.open(CUT / "1.png")
     assert (cut.mode, cut.size) == ("RGBA", (90, 130))
 
@@ -1062,24 +989,16 @@ def test_alpha_is_the_matte_and_colours_are_the_persons_alone():
 
 
 def test_bad_photos_are_named_and_the_rest_goes_on(student, capsys):
+    """Bad is also a second photo of one name."""
     good = save_photo("good.png")
     Path("cut.png").write_bytes(good.read_bytes()[:99])
     os.mkfifo("pipe.jpg")
     bad = ["cut.png", "pipe.jpg", "gone.jpg"]
-    assert call("matte", *bad, good, *student) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == len(bad) + 1, "a line for each, and how many"
-    for name in bad:
-        assert name in said
+    assert call("matte", *bad, good, save_photo("b/good.jpg"), *student) == 2
+    lines = capsys.readouterr().err.splitlines()
+    for name, line in zip([*bad, "b/good.jpg", "4 of 5"], lines, strict=True):
+        assert name in line
     assert os.listdir(CUT) == ["good.png"]
-
-
-def test_of_two_photos_of_one_name_one_is_named_and_the_others_are_cut(student, capsys):
-    for name in ("a.jpg", "b/a.png", "b/c.png"):
-        save_photo(Path("photos", name))
-    assert call("matte", "photos", *student) == 2
-    assert "photos/b/a.png" in capsys.readouterr().err
-    assert sorted(os.listdir(CUT)) == ["a.png", "c.png"]
 
 
 def test_no_photo_is_written_over(student):
@@ -1093,15 +1012,6 @@ def test_what_lies_in_out_is_never_input(student):
     for _ in range(2):
         assert call("matte", ".", *student) == 0
         assert os.listdir(CUT) == ["a.png"]
-
-
-def test_pictures_that_cannot_be_read_here_are_counted_in_a_note(student, capsys):
-    save_photo("photos/a.jpg")
-    for name in ("b.heic", "c.HEIC"):
-        Path("photos", name).touch()
-    assert call("matte", "photos", *student) == 0
-    said = capsys.readouterr().err
-    assert "mlb: note: " in said and " 2 " in said and "b.heic" in said
 
 
 def test_a_photos_colour_profile_is_heeded():
@@ -1193,66 +1103,47 @@ def test_every_command_of_the_readme_runs(command, trained):
     assert call(*words, *FEW[words[0]].split(), "--device", "cpu") == 0
 
 
-@pytest.mark.parametrize("command", FEW)
-def test_help_tells_the_usage(command, capsys):
-    with pytest.raises(SystemExit):
-        call(command, "--help")
-    assert capsys.readouterr().out.startswith(f"usage: mlb {command}")
-
-
-def test_the_table_of_the_readme_names_what_there_is():
-    table = README.split("| in the paper |")[1].split("\n\n")[0]
-    for row in table.splitlines()[2:]:
-        for name in re.findall(r"`(\w+)`", row.split("|")[2]):
-            assert hasattr(mlb, name), f"mlb.py has no {name}"
-
-
 # == 5 to 7  What exercises ask for: metrics, fold, estimate_foreground ==========================
+
+
+def test_gradient_of_steps_and_ramps():
+    y, x = np.mgrid[:30, :40]
+    assert_close(mlb.gradient(x * 0 + 1), x * 0)  # at the border, too
+    ramp = mlb.gradient(0.03 * x - 0.04 * y)
+    assert_close(ramp[6:-6, 6:-6], np.full((18, 28), 0.05), 1e-4)
+    for step in (x < 20, y < 15):
+        assert_close(mlb.gradient(step).max(), 0.2725, 1e-4)  # Σ t·g(t)/σ² for t = 1 to 6
+
+
+def test_metrics_by_hand_exercise06():
+    """Near the boundary, two pixels of which one lies in a corner, are 25 and 9 pixels."""
+    truth = np.zeros((20, 30))
+    truth[0, 0] = truth[10, 10] = 0.5
+    truth[5, 15], truth[15, 5] = 0.05, 0.95
+    prediction = truth.copy()
+    prediction[12, 12] = 0.4
+    prediction[15, 5] = 0.65
+    steeper = mlb.gradient(prediction) - mlb.gradient(truth)
+    expected = {
+        "SAD": 0.7 / 1000,
+        "MSE": 0.25 / 600,
+        "MAD": 0.7 / 600,
+        "Grad": (steeper**2).sum() / 10,
+        "Boundary MAD": 0.4 / 34,
+    }
+    found = mlb.metrics(prediction, truth)
+    for name, value in expected.items():
+        off = abs(found[name] - value)
+        assert off < 1e-6, f"expected {name} {value:.5g}, got {found[name]:.5g}"
 
 
 def test_metrics_without_a_boundary_or_of_two_shapes_exercise06():
     truth = np.zeros((40, 50))
     nothing = mlb.metrics(truth, truth)["Boundary MAD"]
     assert math.isnan(nothing), f"expected nan where there is no boundary, got {nothing}"
-    try:
+    with pytest.raises(ValueError):
         mlb.metrics(truth, truth[:1])
-    except ValueError:
-        return
-    raise AssertionError("expected a ValueError for shapes that broadcast, got none")
-
-
-def slow_gradient(image):
-    """|∇| of an image: windows of 13×13 pixels times the derivatives of a Gaussian."""
-    y, x = np.mgrid[-6:7, -6:7]
-    bell = np.exp(-(y**2 + x**2) / (2 * 1.4**2))
-    bell /= bell.sum() * 1.4**2
-    image = np.pad(image, 6, mode="symmetric")
-    windows = np.lib.stride_tricks.sliding_window_view(image, (13, 13))
-    return np.hypot((windows * bell * y).sum((2, 3)), (windows * bell * x).sum((2, 3)))
-
-
-def test_metrics_against_slow_ones_exercise06():
-    levels = [0] * 40 + [0.05] * 9 + [0.06, 0.5, 0.94] + [0.95] * 9 + [1] * 20
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        truth, prediction = rng.choice(levels, (9, 14)), rng.random((9, 14))
-        truth[0, 0] = 0.5
-        near = np.zeros((13, 18), bool)
-        for i, j in np.argwhere((truth > 0.05) & (truth < 0.95)):
-            near[i : i + 5, j : j + 5] = True
-        error = abs(prediction - truth)
-        steeper = slow_gradient(prediction) - slow_gradient(truth)
-        expected = {
-            "SAD": error.sum() / 1000,
-            "MSE": (error**2).mean(),
-            "MAD": error.mean(),
-            "Grad": (steeper**2).sum() / 10,
-            "Boundary MAD": error[near[2:-2, 2:-2]].mean(),
-        }
-        found = mlb.metrics(prediction, truth)
-        for name, value in expected.items():
-            off = abs(found[name] - value)
-            assert off < 1e-5, f"expected {name} {value:.5g}, got {found[name]:.5g}"
+        pytest.fail("expected a ValueError for shapes that broadcast, got none")
 
 
 def test_fold_keeps_the_function_exercise10():
@@ -1283,8 +1174,6 @@ def test_estimate_foreground_exercise07():
     edge = abs(alpha[0] - 0.5) < 0.4
     ratio = abs(found - person)[:, edge].mean() / abs(image - person)[:, edge].mean()
     assert ratio < 0.26, f"expected under 0.26 of the photo's error, got {ratio:.2f}"
-    opaque = mlb.estimate_foreground(image, torch.ones_like(alpha))
-    assert_close(opaque, image, 1e-3)
 
 
 # == Exercises ==================================================================================
@@ -1533,9 +1422,8 @@ def with_holes(answers):
     """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
     text = (HERE / "mlb.py").read_text(encoding="utf-8")
     for number, answer in answers.items():
-        node = ast.parse(text)
-        for name in HOLES[number].split("."):
-            node = next(child for child in node.body if getattr(child, "name", "") == name)
+        name = HOLES[number].split(".")[-1]
+        node = next(node for node in ast.walk(ast.parse(text)) if getattr(node, "name", "") == name)
         docstring = node.body[0]
         size = node.end_lineno - docstring.end_lineno
         size = "1 line" if size == 1 else f"{size} lines"
@@ -1567,12 +1455,9 @@ def failure(test, text):
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         monkeypatch.setitem(globals(), "mlb", module)
         monkeypatch.chdir(folder)
-        fixtures = {"tmp_path": Path(folder), "monkeypatch": monkeypatch}
-        names = inspect.signature(test).parameters
-        if "toy" in names:
-            fixtures["toy"] = make_toy(Path(folder, "toy"))
+        fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
         try:
-            test(**{name: fixtures[name] for name in names})
+            test(**fixtures)
         except (Exception, pytest.fail.Exception) as problem:
             said = str(problem).split("\n")[0]
             return said if "expected" in said else f"{type(problem).__name__}: {said}"
@@ -1599,26 +1484,30 @@ def grade(text):
     return passed == len(HOLES)
 
 
+def text_for(words):
+    """What a command line asks for."""
+    match words:
+        case ["hole", *numbers] if numbers:
+            return with_holes(dict.fromkeys(map(int, numbers)))
+        case ["bug", number]:
+            return with_bug(int(number))
+        case ["instructor"]:
+            return NOTES
+    raise ValueError("hole NUMBERS, bug NUMBER [--to FILE], grade FILE or instructor")
+
+
 def main(words):
     """The command line -> exit status."""
-    words, path = (words[:-2], words[-1]) if "--to" in words[-2:-1] else (words, None)
     try:
         match words:
-            case ["grade", file]:
-                return 0 if grade(Path(file).read_text(encoding="utf-8")) else 1
-            case ["hole", *numbers] if numbers:
-                text = with_holes(dict.fromkeys(map(int, numbers)))
-            case ["bug", number]:
-                text = with_bug(int(number))
-            case ["instructor"]:
-                text = NOTES
+            case ["grade", path]:
+                return 0 if grade(Path(path).read_text(encoding="utf-8")) else 1
+            case [*asked, "--to", path]:
+                text = text_for(asked)
+                with open(path, "x", encoding="utf-8") as file:
+                    file.write(text)
             case _:
-                raise ValueError("hole NUMBERS, bug NUMBER [--to FILE], grade FILE or instructor")
-        if path is None:
-            print(text, end="")
-        else:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
+                print(text_for(words), end="")
     except (OSError, LookupError, ValueError, SyntaxError) as problem:
         print(f"test_mlb.py: {type(problem).__name__}: {problem}", file=sys.stderr)
         return 2
@@ -1647,21 +1536,17 @@ def test_a_hole_is_red_until_it_is_filled_rightly(number):
 def test_a_bug_is_noticed(number):
     end = BUGS[number].split(" => ")[2]
     tests = [test for name, test in globals().items() if name.endswith(end)]
-    text = with_bug(number)
-    assert max(len(line) for line in text.split("\n")) <= 100, "expected it to look like the rest"
-    assert failure(tests[0], text), f"expected {end} to notice the bug, got it green"
+    assert failure(tests[0], with_bug(number)), f"expected {end} to notice the bug, got it green"
 
 
-def test_exercises_are_written_once_and_graded(tmp_path, capsys):
-    path = tmp_path / "my_mlb.py"
-    words = f"hole 1 2 3 --to {path}".split()
+def test_exercises_are_written_once_and_graded(capsys):
+    words = ["hole", "1", "2", "3", "--to", "my_mlb.py"]
     assert [main(words), main(words)] == [0, 2], "expected no file written over"
-    assert capsys.readouterr().err.count("\n") == 1
-    text = path.read_text(encoding="utf-8")
+    text = Path("my_mlb.py").read_text(encoding="utf-8")
     assert text.count("NotImplementedError") == 3
-    for told in [*TOLD[1], *TOLD[2], *TOLD[3]]:
+    for told in itertools.chain(*TOLD.values()):
         assert told not in text, f"expected the answer left out, got {told}"
-    assert main(["grade", str(path)]) == 1
+    assert main(["grade", "my_mlb.py"]) == 1
     assert main(["bug", "10"]) == main(["instructor"]) == 0
     assert "of 10 passed" in capsys.readouterr().out
 
