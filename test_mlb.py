@@ -125,6 +125,7 @@ def error_of(capsys, *words):
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if not line.startswith("mlb: note: ")]
     assert len(errors) == 1, f"expected one line, got {errors}"
+    assert errors[0].startswith("mlb: error: ")
     return errors[0]
 
 
@@ -944,6 +945,11 @@ def test_eval_prints_what_the_training_measured(trained, student, capsys):
     assert "| ".join(numbers) in (trained[1] / "table.md").read_text(encoding="utf-8")
 
 
+def test_eval_refuses_a_pair_of_another_aspect(toy, student, capsys):
+    path = save_picture(toy / "test/alpha/1.png", disc(60, 40))
+    assert str(path) in error_of(capsys, "eval", "--data", toy, *student)
+
+
 # == 6  Benchmark =================================================================================
 
 
@@ -1103,6 +1109,13 @@ def test_every_command_of_the_readme_runs(command, trained):
     assert call(*words, *FEW[words[0]].split(), "--device", "cpu") == 0
 
 
+@pytest.mark.parametrize("command", FEW)
+def test_help_tells_the_usage(command, capsys):
+    with pytest.raises(SystemExit):
+        call(command, "--help")
+    assert capsys.readouterr().out.startswith(f"usage: mlb {command}")
+
+
 # == 5 to 7  What exercises ask for: metrics, fold, estimate_foreground ==========================
 
 
@@ -1176,6 +1189,34 @@ def test_estimate_foreground_exercise07():
     assert ratio < 0.26, f"expected under 0.26 of the photo's error, got {ratio:.2f}"
 
 
+def edge_band_exercise16():
+    """Edges of one pixel and of half a picture."""
+    for radius in (1, 2, 12):
+        S = torch.zeros(2, 1, 40, 44)
+        S[0, 0, 20, 20] = S[1, :, :, 22:] = 1
+        expected = torch.zeros(2, 1, 40, 44)
+        expected[0, 0, 20 - radius : 21 + radius, 20 - radius : 21 + radius] = 1
+        expected[1, :, :, 22 - radius : 22 + radius] = 1
+        off = (mlb.edge_band(S, radius) != expected).sum()
+        assert off == 0, f"expected squares of radius {radius}, got {off} other pixels"
+
+
+def connectivity_exercise17():
+    """A person of 21 pixels, 6 more apart from it; matte values change, or 2 pixels are added."""
+    truth = np.zeros((9, 9))
+    truth[1:4, 1:8] = truth[6:8, 2:5] = 1
+    blob = truth.copy()
+    blob[7:, 7] = 1
+    found = [1000 * mlb.connectivity(x, truth) for x in (truth, blob, 0.9 * truth, 0.8 * truth)]
+    assert_close(found, [0, 2, 6 * 0.1, 21 * 0.2 + 6 * 0.2])
+
+
+if hasattr(mlb, "edge_band"):
+    test_edge_band_exercise16 = edge_band_exercise16
+if hasattr(mlb, "connectivity"):
+    test_connectivity_exercise17 = connectivity_exercise17
+
+
 # == Exercises ==================================================================================
 # python test_mlb.py hole 1 2 3 --to my_mlb.py    mlb.py with three functions left to write
 # python test_mlb.py bug 4 --to my_mlb.py         mlb.py with a bug to find
@@ -1194,6 +1235,7 @@ HOLES = {  # tests ..._exercise01 to 10 guard them
     9: "mlb_loss",
     10: "fold",
 }
+EXTENSIONS = {16: "edge_band", 17: "connectivity"}  # functions of the student's own
 TOLD = {  # the answer where mlb.py tells it elsewhere: left out too
     1: ["0.05 < M < 0.95", "low < M < high"],
     2: ["αF + (1 − α)B"],
@@ -1289,6 +1331,31 @@ ANSWERS = {  # right answers that are not the book's
             stage[1] = nn.Identity()
         return net
     """,
+    16: """
+        def edge_band(S, radius):
+            size = 2 * radius + 1
+            highest = F.max_pool2d(S, size, 1, radius)
+            lowest = -F.max_pool2d(-S, size, 1, radius)
+            return (highest != lowest).to(S.dtype)
+    """,
+    17: """
+        def connectivity(prediction, truth):
+            level, linked = np.zeros(truth.shape), np.ones(truth.shape, bool)
+            for step in range(1, 11):
+                both = np.minimum(prediction, truth) >= step / 10
+                number = both * (1 + np.arange(both.size).reshape(both.shape))
+                for _ in range(both.size):  # the highest number floods its component
+                    x = np.pad(number, 1)
+                    around = [number, x[2:, 1:-1], x[:-2, 1:-1], x[1:-1, 2:], x[1:-1, :-2]]
+                    number = both * np.max(around, axis=0)
+                sizes = np.bincount(number.ravel())
+                sizes[0] = 0
+                linked &= both & (number == sizes.argmax())
+                level[linked] = step / 10
+            gaps = [x - level for x in (prediction, truth)]
+            phi_p, phi_t = [1 - gap * (gap >= 0.15) for gap in gaps]
+            return abs(phi_p - phi_t).sum() / 1000
+    """,
 }
 # wrong answers: what of the right one => is changed to what => ... => words of the message
 WRONG = {
@@ -1361,6 +1428,17 @@ WRONG = {
         b.bias - b.running_mean * scale => b.bias - b.running_mean => expected
         stage[1] = nn.Identity() => pass => expected
     """,
+    16: """
+        (highest != lowest) => (highest > S) => expected squares
+        (highest != lowest) => (S > lowest) => expected squares
+        (S, size, 1, radius) => (S, 3, 1, 1) => expected squares
+    """,
+    17: """
+        (gap >= 0.15) => (gap >= 0) => expected
+        (number == sizes.argmax()) => (number > 0) => expected
+        phi_p - phi_t => phi_p - 1 => expected
+        abs(phi_p - phi_t) => (phi_p - phi_t) => expected
+    """,
 }
 BUGS = {  # what mlb.py holds once => the bug => end of the name of the test that notices it
     1: "alpha * foreground + => alpha * (alpha * foreground) + => composite_exercise02",
@@ -1422,6 +1500,9 @@ def with_holes(answers):
     """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
     text = (HERE / "mlb.py").read_text(encoding="utf-8")
     for number, answer in answers.items():
+        if number in EXTENSIONS:
+            text += textwrap.dedent(answer)
+            continue
         name = HOLES[number].split(".")[-1]
         node = next(node for node in ast.walk(ast.parse(text)) if getattr(node, "name", "") == name)
         docstring = node.body[0]
@@ -1476,12 +1557,14 @@ def exercise(number, text):
 
 def grade(text):
     """Prints a table, exercise by exercise -> whether all passed."""
-    found = {number: exercise(number, text) for number in HOLES}
+    there = {number: name for number, name in EXTENSIONS.items() if f"def {name}(" in text}
+    names = HOLES | there
+    found = {number: exercise(number, text) for number in names}
     for number, said in found.items():
-        print(f"{number:2}  {HOLES[number]:20}  {said or 'passed'}")
+        print(f"{number:2}  {names[number]:20}  {said or 'passed'}")
     passed = list(found.values()).count("")
-    print(f"{passed} of {len(HOLES)} passed")
-    return passed == len(HOLES)
+    print(f"{passed} of {len(names)} passed")
+    return passed == len(names)
 
 
 def text_for(words):
@@ -1516,9 +1599,14 @@ def main(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", HOLES)
-def test_a_hole_is_red_until_it_is_filled_rightly(number):
+def test_a_hole_is_red_until_it_is_filled(number):
     empty = exercise(number, with_holes({number: None}))
     assert empty.startswith(f"NotImplementedError: Exercise {number}: about"), empty
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ANSWERS)
+def test_right_answers_are_green_and_wrong_ones_red(number):
     answer = ANSWERS[number]
     assert exercise(number, with_holes({number: answer})) == ""
     for line in WRONG[number].strip().splitlines():
