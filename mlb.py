@@ -74,8 +74,8 @@ SAMPLE = Path(__file__).with_name("data_sample")
 
 
 def composite(foreground, alpha, background):
-    """The compositing equation I = αF + (1 − α)B (Porter & Duff 1984), for arrays that broadcast.
-    Here α is the matte, in [0, 1], as the field writes it; section 3 has the paper's letters."""
+    """The compositing equation (Porter & Duff 1984), alpha · foreground + (1 − alpha) · background,
+    for arrays that broadcast. alpha is a matte, in [0, 1]; the paper's α is another thing."""
     return alpha * foreground + (1 - alpha) * background
 
 
@@ -321,8 +321,10 @@ class MattingNet(nn.Module):
     """Images N×3×H×W in [0, 1] -> matte and boundary logits, N×1×H×W each; H, W multiples of 32.
 
     The stem turns a cell of 4×4 pixels, 48 values, into w channels: strands get lost. So the head
-    gives each cell three weights; times a pixel's red, green and blue they add to its matte logit:
-    a colour gate, the guided filter (He et al., ECCV 2010) learned. guided: masks are channel 4.
+    adds the pixels' own colours, by three weights that it gives to each cell (a colour gate):
+        a pixel's matte logit = the head's + r · red + g · green + b · blue
+    which is the guided filter (He et al., ECCV 2010), learned. With guided=True the fourth input
+    channel is a mask: the network of the guided teacher.
     """
 
     def __init__(self, width=32, guided=False):
@@ -351,7 +353,8 @@ class MattingNet(nn.Module):
         x = self.up8(x8 + F.interpolate(x, scale_factor=2.0))
         x = self.up4(x4 + F.interpolate(x, scale_factor=2.0))
         matte, boundary, gate = self.head(x).split((16, 4, 3), dim=1)
-        colours = F.pixel_unshuffle(images, 4).split(16, dim=1)  # three of N, 16, H/4, W/4
+        # red, green and blue of the 16 pixels of each cell: three of N, 16, H/4, W/4
+        colours = F.pixel_unshuffle(images, 4).split(16, dim=1)
         for k in range(3):
             matte = torch.addcmul(matte, gate[:, k : k + 1], colours[k])
         boundary = F.pixel_shuffle(boundary, 2)  # a region needs no more
@@ -426,47 +429,14 @@ ROWS = {
     "MLB guided": Row(None, "B guided", "guided teacher"),
     "upper bound": Row(None, "true matte", None),
 }
-RUN_OPTIONS = (  # which must stay the same on --resume; files: a number for names and sizes
+# what must stay the same on --resume; "files" is the data set, see fingerprint
+RUN_OPTIONS = (
     "files mattes masks size width batch teacher_steps steps lr weight_decay mix amp compile"
 )
-# of a row's log; waited: seconds of a step until its batch was there
+# of a row's log: terms of the loss, learning rate, seconds until the batch was there, and in all
 COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", "seconds"]
 SAVE_SECONDS = 10  # between two checkpoints
 HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def open_data(args):
-    """The data set of --data: {use: paths, or tuples of them}. Raises UserError for what is
-    missing, and for what evaluation can't read: it would spoil the end of a long run."""
-    root = args.data
-    photos, alphas = root / "segmentation/image", root / "segmentation/alpha"
-    background = root / "matte/background"
-    masks = pairs(photos, root / "segmentation/mask")[: args.masks or None]
-    truths = dict(pairs(photos, alphas)) if alphas.is_dir() else {}
-    known = [(photo, truths[photo], mask) for photo, mask in masks if photo in truths]
-    data = {
-        "mattes": pairs(root / "matte/foreground", root / "matte/alpha")[: args.mattes or None],
-        "backgrounds": find_pictures(background) if background.is_dir() else [],
-        "masks": masks,
-        "tests": pairs(root / "test/image", root / "test/alpha"),
-        "true mattes": [(photo, truth) for photo, truth, _ in known],
-        # of thousands it would take hours; without truths there are three to look at
-        "labels shown": known[:100] or [(photo, mask, mask) for photo, mask in masks[:3]],
-    }
-    for photo, *labels in data["tests"] + data["labels shown"]:
-        for label in labels:
-            read_pair(photo, label)
-    return data
-
-
-def fingerprint(root):
-    """A number for the pictures of a data set, by name and size, wherever it lies."""
-    sizes = [
-        (path.relative_to(root).parts, path.stat().st_size)
-        for part in ("matte", "segmentation", "test")
-        for path in find_pictures(root / part)
-    ]
-    return zlib.crc32(repr(sizes).encode())
 
 
 def learning_rate(step, steps, highest):
@@ -514,34 +484,6 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     if WORLD_SIZE > 1:  # the log tells of the whole batch
         distributed.all_reduce(terms)
     return terms / WORLD_SIZE
-
-
-def new_net(name, seed, args):
-    """A row's network before its first step, the same for all rows of a seed."""
-    torch.manual_seed(seed)
-    net = MattingNet(args.width, guided=name == "guided teacher")
-    net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
-    if WORLD_SIZE > 1 and args.device != "cpu":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
-    return net
-
-
-def new_loader(name, seed, done, steps, args, data):
-    """The batches of a row after `done` of its steps; of each, a rank gets its share."""
-    row = ROWS[name]
-    mixer = Mixer(
-        data["mattes"],
-        data["backgrounds"],
-        data["true mattes" if row.label == "true matte" else "masks"],
-        args.mix if row.mix is None else row.mix,
-        args.size,
-        2 * seed + ("teacher" in name),  # a student must not see its teacher's very composites
-        guided=name == "guided teacher",
-    )
-    share = Subset(mixer, range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE))
-    pinned = args.device != "cpu"
-    size = args.batch // WORLD_SIZE
-    return DataLoader(share, size, num_workers=args.workers, pin_memory=pinned)
 
 
 def fit(name, seed, nets, args, data):
@@ -594,9 +536,38 @@ def fit(name, seed, nets, args, data):
     return net.eval().requires_grad_(False)
 
 
+def new_net(name, seed, args):
+    """A row's network before its first step, the same for all rows of a seed."""
+    torch.manual_seed(seed)
+    net = MattingNet(args.width, guided=name == "guided teacher")
+    net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
+    if WORLD_SIZE > 1 and args.device != "cpu":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
+    return net
+
+
+def new_loader(name, seed, done, steps, args, data):
+    """The batches of a row after `done` of its steps; of each, a rank gets its share."""
+    row = ROWS[name]
+    mixer = Mixer(
+        data["mattes"],
+        data["backgrounds"],
+        data["true mattes" if row.label == "true matte" else "masks"],
+        args.mix if row.mix is None else row.mix,
+        args.size,
+        2 * seed + ("teacher" in name),  # a student must not see its teacher's very composites
+        guided=name == "guided teacher",
+    )
+    share = Subset(mixer, range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE))
+    pinned = args.device != "cpu"
+    size = args.batch // WORLD_SIZE
+    return DataLoader(share, size, num_workers=args.workers, pin_memory=pinned)
+
+
 def report(name, seed, steps, log, args):
     """Prints how far a row has come, and notes what holds it up."""
-    step, loss, seconds = len(log), log[-1][4], [entry[-1] for entry in log]
+    step, loss = len(log), log[-1][COLUMNS.index("total")]
+    seconds = [entry[-1] for entry in log]
     pace = np.mean(seconds[-50:])
     left = timedelta(seconds=round(pace * (steps - step)))
     print(f"{name:17} seed {seed}  step {step:5}/{steps}  loss {loss:.4f}  {left} left")
@@ -649,6 +620,40 @@ def load(path, device="cpu"):
         raise UserError(f"{path}: not a whole file of mlb.py ({reason}); delete it") from None
     net = net.to(device, memory_format=torch.channels_last)
     return state, net.eval().requires_grad_(False)
+
+
+def open_data(args):
+    """The data set of --data: {use: paths, or tuples of them}. Raises UserError for what is
+    missing, and for what evaluation can't read: it would spoil the end of a long run."""
+    root = args.data
+    photos, alphas = root / "segmentation/image", root / "segmentation/alpha"
+    background = root / "matte/background"
+    masks = pairs(photos, root / "segmentation/mask")[: args.masks or None]
+    truths = dict(pairs(photos, alphas)) if alphas.is_dir() else {}
+    known = [(photo, truths[photo], mask) for photo, mask in masks if photo in truths]
+    data = {
+        "mattes": pairs(root / "matte/foreground", root / "matte/alpha")[: args.mattes or None],
+        "backgrounds": find_pictures(background) if background.is_dir() else [],
+        "masks": masks,
+        "tests": pairs(root / "test/image", root / "test/alpha"),
+        "true mattes": [(photo, truth) for photo, truth, _ in known],
+        # of thousands it would take hours; without truths there are three to look at
+        "labels shown": known[:100] or [(photo, mask, mask) for photo, mask in masks[:3]],
+    }
+    for photo, *labels in data["tests"] + data["labels shown"]:
+        for label in labels:
+            read_pair(photo, label)
+    return data
+
+
+def fingerprint(root):
+    """A number for the pictures of a data set, by name and size, wherever it lies."""
+    sizes = [
+        (path.relative_to(root).parts, path.stat().st_size)
+        for part in ("matte", "segmentation", "test")
+        for path in find_pictures(root / part)
+    ]
+    return zlib.crc32(repr(sizes).encode())
 
 
 def train(args):
@@ -880,6 +885,10 @@ def save_sheet(rows, path):
             for j, cell in enumerate(cells, start=4 * i):
                 cell = ImageOps.contain(to_picture(cell), (224, 224), Image.NEAREST)
                 page.paste(cell, (228 * k, 34 + 228 * j))
+    for i in range(len(rows)):  # where the photo's column is blank
+        for j, text in ((2, "|error|"), (3, "on green")):
+            y = 34 + 228 * (4 * i + j) + 112
+            draw.text((112, y), text, "black", anchor="mm", font_size=20)
     page.save(path)
 
 
@@ -1006,8 +1015,9 @@ def blur(x, radius):
 
 
 def estimate_foreground(image, alpha):
-    """The foreground colour F of image = αF + (1 − α)B; image and F 3×H×W, alpha 1×H×W, in [0, 1].
-    Forte (ICIP 2021): F is blurred weighted by α, B by 1 − α, widely, then narrowly."""
+    """The foreground of which a background and alpha made the image, see composite; 3×H×W, alpha
+    1×H×W, in [0, 1]. Forte (ICIP 2021): the foreground is blurred weighted by alpha, the background
+    by 1 − alpha, widely, then narrowly."""
     foreground = background = image
     for radius in (90, 6):
         share = blur(alpha, radius)

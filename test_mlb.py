@@ -1238,7 +1238,7 @@ HOLES = {  # tests ..._exercise01 to 10 guard them
 EXTENSIONS = {16: "edge_band", 17: "connectivity"}  # functions of the student's own
 TOLD = {  # the answer where mlb.py tells it elsewhere: left out too
     1: ["0.05 < M < 0.95", "low < M < high"],
-    2: ["αF + (1 − α)B"],
+    2: ["alpha · foreground + (1 − alpha) · background"],
     3: ["α′·M′ + (1 − α′)·S"],
 }
 HINTS = {1: "; the thresholds in metrics are those of the boundary, too"}
