@@ -19,6 +19,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import traceback
 import types
 import warnings
 from pathlib import Path
@@ -294,7 +295,7 @@ def test_hurried_mask_of_a_person_exercise08():
     masks = over_seeds(mlb.hurried_mask, matte)
     shape, values = masks.shape[1:], np.unique(masks).tolist()
     assert shape == matte.shape, f"expected shape {matte.shape}, got {shape}"
-    assert values == [0, 255], f"expected 0 and 255, got {values}"
+    assert values == [0, 255], f"expected 0 and 255, got {values[:5]}"
     inside = masks > 0
     hair = inside[:, 8:20].mean()
     assert hair < 0.005, f"expected hair cut off, got {hair:.1%} of its place in masks"
@@ -308,21 +309,28 @@ def test_hurried_mask_is_random_and_uneven_exercise08():
     masks = over_seeds(mlb.hurried_mask, np.full((40, 64), 170, np.uint8))
     uneven = (masks.max((1, 2)) > masks.min((1, 2))).mean()
     assert uneven > 0.5, "expected a level that differs from place to place, got one level"
+    smooth = (masks[:, :, 1:] == masks[:, :, :-1]).mean()
+    assert smooth > 0.9, f"expected large pieces, got {smooth:.0%} of pixels as their neighbour"
     assert (masks[0] != masks[1]).any(), "expected two seeds to differ, got one mask"
+    again = over_seeds(mlb.hurried_mask, np.full((40, 64), 170, np.uint8))
+    assert (masks == again).all(), "expected one seed to give one mask, got another"
 
 
-def person_mixer(mix=1, **more):
-    """A mixer of a red person with soft edges; as a composite, before a blue background."""
-    for colour in ("red", "blue"):
-        Image.new("RGB", (48, 48), colour).save(f"{colour}.png")
-    pair = "red.png", save_picture("alpha.png", disc(48, 48, 20))
+def person_mixer(mix=0.5, **more):
+    """A mixer of one photo as red as its soft matte is white; composites have a blue background."""
+    y, x = np.mgrid[:48, :48]
+    matte = save_picture("matte.png", (8 * (x + y) - 250).clip(0, 255))
+    black = Image.new("L", (48, 48))
+    Image.merge("RGB", [Image.open(matte), black, black]).save("red.png")
+    Image.new("RGB", (48, 48), "blue").save("blue.png")
+    pair = "red.png", "matte.png"
     return mlb.Mixer([pair], ["blue.png"], [pair], mix, size=32, **more)
 
 
 def test_samples_depend_on_seed_and_index_alone_exercise05():
-    images = [person_mixer()[i]["image"] for i in range(4)]
+    images = [person_mixer()[i]["image"] for i in range(9)]
     mixer = person_mixer()
-    for i in (3, 0, 2, 0):
+    for i in (8, 0, 7, 3, 0, 5):
         same = np.array_equal(mixer[i]["image"], images[i])
         assert same, f"expected sample {i} as before, got another"
     other = person_mixer(seed=1)[0]
@@ -337,37 +345,48 @@ def test_mix_is_the_share_of_composites_exercise05():
     assert abs(share - 0.25) < 0.07, f"expected a share of composites of 0.25, got {share:.2f}"
 
 
-def test_a_composite_by_hand_exercise05(monkeypatch):
-    """clutter turns the blue background green, degrade squares and halves what it is given."""
-    monkeypatch.setattr(mlb, "clutter", lambda background, rng: background[..., [0, 2, 1]])
-    monkeypatch.setattr(mlb, "degrade", lambda image, rng: np.uint8(image / 510.0 * image))
-    mixer = person_mixer()
-    for i in range(10):
-        sample = mixer[i]
-        alpha = sample["target"][0].astype(int)
-        assert alpha.max() == 255, f"expected a target without degrade, got {alpha.max()} at most"
-        red, green, blue = sample["image"].astype(int)
-        assert blue.max() == 0, "expected clutter on the background, got it left out"
-        person = red[alpha == 255].mean()
-        assert person == 127, f"expected red 127 by degrade of the person, got {person}"
-        off = abs(red - alpha**2 / 510) + abs(green - (255 - alpha) ** 2 / 510)
-        assert off.mean() < 3, f"expected blending, then degrade, got {off.mean():.0f} off"
+def half_square(image, rng):
+    """Stands for degrade: what comes shows whether it was called, on what, and when."""
+    return np.uint8(image / 510.0 * image)
 
 
 def test_a_photo_as_it_is_by_hand_exercise05(monkeypatch):
-    monkeypatch.setattr(mlb, "degrade", lambda image, rng: image // 2)
-    for mix in (0, 1):
+    """A natural photo, though there are backgrounds; a composite, if there are none."""
+    monkeypatch.setattr(mlb, "degrade", half_square)
+    for mix, backgrounds in ((0, [("blue.png", None)]), (1, [])):
         mixer = person_mixer(mix)
-        mixer.backgrounds = []
-        red = mixer[0]["image"][0].mean()
-        assert red == 127, f"expected red 127 by degrade, got {red}"
+        mixer.backgrounds = backgrounds
+        red, _, blue = mixer[0]["image"]
+        assert blue.max() == 0, "expected the photo as it is, got it on a background"
+        assert red.max() == 127, f"expected red 127 by degrade, got {red.max()}"
+        target = mixer[0]["target"][0] / 255
+        assert target.max() == 1, f"expected a target without degrade, got {target.max()} at most"
+        soft = ((target > 0.1) & (target < 0.9)).mean()
+        assert soft > 0.2, f"expected a soft target, got {soft:.0%} between 0.1 and 0.9"
+        off = abs(red / 255 - target**2 / 2).mean()
+        assert off < 0.02, f"expected photo and label cut as one, got {off:.2f} off"
+
+
+def test_a_composite_by_hand_exercise05(monkeypatch):
+    """clutter makes the background green."""
+    monkeypatch.setattr(mlb, "clutter", lambda given, rng: 0 * given + np.uint8([0, 255, 0]))
+    monkeypatch.setattr(mlb, "degrade", half_square)
+    mixer = person_mixer(mix=1)
+    for i in range(10):
+        target = mixer[i]["target"][0] / 255
+        red, green, blue = mixer[i]["image"] / 127
+        assert blue.max() < 0.5, "expected clutter on the background, got it left out"
+        assert red.max() > 0.9, f"expected the person in front, got red {red.max():.2f}"
+        off = abs(red - target**4).mean() + abs(green - (1 - target) ** 2).mean()
+        assert off < 0.02, f"expected blending, then degrade, got {off:.2f} off"
 
 
 def test_only_composites_for_the_guided_have_hurried_masks_exercise05():
     for mix, guided, expected in ((1, True, True), (1, False, False), (0, True, False)):
         sample = person_mixer(mix, guided=guided)[0]
         got = not np.array_equal(sample["mask"], sample["target"])
-        assert got == expected, f"mix {mix}, guided {guided}: got a hurried mask: {got}"
+        kind = "a hurried mask" if expected else "its own mask"
+        assert got == expected, f"expected {kind} for mix {mix} and guided {guided}, got another"
 
 
 def test_a_crop_is_a_square_anywhere_mirrored_or_not():
@@ -463,7 +482,7 @@ def test_boundary_label_exercise01():
     assert_close(mlb.boundary_label(M), [0, 0, 1, 1, 0, 0])
     assert_close(mlb.boundary_label(M.view(2, 3), 0.01, 0.06), [[0, 1, 0], [0, 0, 0]])
     kind = mlb.boundary_label(M.double()).dtype
-    assert kind == torch.float64, f"expected the type of M, got {kind}"
+    assert kind == torch.float64, f"expected torch.float64 as M has, got {kind}"
 
 
 def test_blend_exercise03():
@@ -1218,10 +1237,7 @@ if hasattr(mlb, "connectivity"):
 
 
 # == Exercises ==================================================================================
-# python test_mlb.py hole 1 2 3 --to my_mlb.py    mlb.py with three functions left to write
-# python test_mlb.py bug 4 --to my_mlb.py         mlb.py with a bug to find
-# python test_mlb.py grade my_mlb.py              what is right, and what came instead
-# python test_mlb.py instructor                   notes for who teaches; below are the answers
+# python test_mlb.py tells how to use them. What follows are the answers: look away while you work.
 
 HOLES = {  # tests ..._exercise01 to 10 guard them
     1: "boundary_label",
@@ -1363,7 +1379,7 @@ WRONG = {
         M <= low => M < low => expected 0, got 1
         M >= high => M > high => expected 0, got 1
         M >= high => M >= 0.95 => expected 0, got 1
-        .to(M) => .float() => expected the type of M
+        .to(M) => .float() => expected torch.float64
     """,
     2: """
         foreground * alpha + rest => np.clip(foreground * alpha + rest, 0, 1) => got 1
@@ -1385,12 +1401,18 @@ WRONG = {
     """,
     5: """
         > self.mix => < self.mix => share of composites
-        target / 255 => target > 127 => expected blending
-        behind = clutter(behind, rng) => pass => expected clutter
-        degrade(image, rng) => image => by degrade
-        degrade(image, rng) => image => (image, => (degrade(image, rng), => blending, then degrade
-        self.guided and => => got a hurried mask: True
+        rng.random() > => np.random.random() > => expected sample
         self.composites, rng) => self.composites, np.random.default_rng()) => expected sample
+        both[:, :, 3] => self.crop(self.composites, rng)[:, :, 3] => cut as one
+        both[:, :, 3] => both[:, :, 3] // 128 * 255 => soft target
+        target / 255 => target > 127 => expected blending
+        target / 255 => target => expected blending
+        if not natural and => if => as it is
+        behind = clutter(behind, rng) => pass => expected clutter
+        image = np.uint8 => image = clutter(np.uint8 => behind))) => behind))), rng) => in front
+        degrade(image, rng) => image => by degrade
+        degrade(image, rng) => image => both[:, :, :3] => degrade(both[..., :3], rng) => blending
+        self.guided and => => expected its own mask
         target=target => target=degrade(np.dstack([target] * 3), rng)[..., 0] => without degrade
     """,
     6: """
@@ -1411,6 +1433,8 @@ WRONG = {
         (6, 6), => (1, 1), => one level
         size = image.size => size = image.size[::-1] => expected shape
         rng = rng => rng = np.random.default_rng(0) => two seeds
+        rng = rng => rng = np.random.default_rng() => one seed
+        (6, 6), => image.size[::-1], => large pieces
         .reduce(2) => => lower resolution
         reduce(2) => reduce(1) => image.filter(blur) => image => hair cut off
         255, 0) => 1, 0) => expected 0 and 255
@@ -1457,19 +1481,25 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
     11: "rng).transpose(2, 0, 1) => rng).transpose(2, 0, 1)[..., :: rng.choice([-1, 1])] => "
     "a_composite_by_hand_exercise05",
 }
-NOTES = """Instructor's notes: 60 minutes
+NOTES = """Instructor's notes: 60 minutes, after an installation at home
 
  5  the five points of README; labels.png of a run you made before, on the wall
-    start the one-minute run, so that there is something to look at
+    start the lab run, so that there is something to look at
 10  holes 1 to 3:   python test_mlb.py hole 1 2 3 --to my_mlb.py
-15  hole 5: what is a sample, and why must the matte not be degraded with the photo?
-10  bug 10: train with it or only evaluate again by it; who is blended with whom?
- 5  bug 7: from batch.png alone
-10  exercise 11: the loss before the first step; why is detail near 1/4?
- 5  discussion: what does the mask know, what the teacher?
+20  hole 5: what is a sample, and why must the matte not be degraded with the photo?
+10  bug 10: python test_mlb.py bug 10 --to bug10.py, then the lab run with bug10.py and another
+    --out: look at labels.png; who is blended with whom?
+ 5  bug 7, likewise: from batch.png alone
+ 5  exercise 11: the loss before the first step; why is detail near 1/4?
+ 5  discussion: what does the mask know, what the teacher? What do the tests of hole 5 not see?
 
-Why near 1/4: the network says 1/2 everywhere, and a matte at the boundary, between 0.05 and 0.95,
-is spread about evenly: |1/2 - M| is 0.225 in the mean.
+The answers stand in test_mlb.py, which the students have: say so. Bug 8 is seen on CUDA alone.
+
+Predict, then measure
+EXERCISES
+
+Why near 1/4 in 11: an untrained teacher says M' = 1/2 and α' = 1/2 everywhere, so that B is 1/4 or
+3/4: all of a photo is boundary, and the untrained student, who says 1/2, is 1/4 off.
 
 Bugs
  1  composite multiplies by alpha twice: dark edges (premultiplied colours taken for plain ones)
@@ -1496,6 +1526,12 @@ def say_what_is_tested(request):
         warnings.warn("mlb.py itself is tested, not your file: set MLB=my_mlb", stacklevel=1)
 
 
+def functions(text):
+    """{name: node of its syntax tree} of the functions of a text."""
+    nodes = ast.walk(ast.parse(text))
+    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
 def with_holes(answers):
     """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
     text = (HERE / "mlb.py").read_text(encoding="utf-8")
@@ -1503,8 +1539,7 @@ def with_holes(answers):
         if number in EXTENSIONS:
             text += textwrap.dedent(answer)
             continue
-        name = HOLES[number].split(".")[-1]
-        node = next(node for node in ast.walk(ast.parse(text)) if getattr(node, "name", "") == name)
+        node = functions(text)[HOLES[number].split(".")[-1]]
         docstring = node.body[0]
         size = node.end_lineno - docstring.end_lineno
         size = "1 line" if size == 1 else f"{size} lines"
@@ -1532,8 +1567,8 @@ def failure(test, text):
     """What a test of this file says of another text of mlb.py; "" if it passes."""
     module = types.ModuleType("my_mlb")
     module.__file__ = str(HERE / "mlb.py")
-    exec(compile(text, "my_mlb.py", "exec"), vars(module))
-    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
+    exec(compile(text, "your file", "exec"), vars(module))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(globals(), "mlb", module)
         monkeypatch.chdir(folder)
         fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
@@ -1541,7 +1576,11 @@ def failure(test, text):
             test(**fixtures)
         except (Exception, pytest.fail.Exception) as problem:
             said = str(problem).split("\n")[0]
-            return said if "expected" in said else f"{type(problem).__name__}: {said}"
+            if "expected" in said:
+                return said
+            frames = traceback.extract_tb(problem.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == "your file"]
+            return f"{type(problem).__name__} in lines {lines}: {said}"
     return ""
 
 
@@ -1556,43 +1595,48 @@ def exercise(number, text):
 
 
 def grade(text):
-    """Prints a table, exercise by exercise -> whether all passed."""
-    there = {number: name for number, name in EXTENSIONS.items() if f"def {name}(" in text}
-    names = HOLES | there
-    found = {number: exercise(number, text) for number in names}
-    for number, said in found.items():
-        print(f"{number:2}  {names[number]:20}  {said or 'passed'}")
+    """Prints a table of the exercises whose functions are not mlb.py's -> whether all passed."""
+    yours, ours = functions(text), functions(with_holes({}))
+    found = {}
+    for number, name in (HOLES | EXTENSIONS).items():
+        one, other = (named.get(name.split(".")[-1]) for named in (yours, ours))
+        if one and (other is None or ast.dump(one) != ast.dump(other)):
+            found[number] = exercise(number, text)
+            print(f"{number:2}  {name:20}  {found[number] or 'passed'}")
     passed = list(found.values()).count("")
-    print(f"{passed} of {len(names)} passed")
-    return passed == len(names)
+    print(f"{passed} of {len(found)} passed; what is as in mlb.py is left out")
+    return passed == len(found) > 0
 
 
-def text_for(words):
-    """What a command line asks for."""
-    match words:
-        case ["hole", *numbers] if numbers:
-            return with_holes(dict.fromkeys(map(int, numbers)))
-        case ["bug", number]:
-            return with_bug(int(number))
-        case ["instructor"]:
-            return NOTES
-    raise ValueError("hole NUMBERS, bug NUMBER [--to FILE], grade FILE or instructor")
+USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the body of a function,
+                                                  1 to 10; hole 1 2 3: of three
+       python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
+       python test_mlb.py grade my_mlb.py         what is right, and what came instead
+       python test_mlb.py instructor              notes for who teaches, with answers"""
 
 
 def main(words):
     """The command line -> exit status."""
     try:
         match words:
+            case ["hole", *numbers, "--to", path] if numbers:
+                text = with_holes(dict.fromkeys(map(int, numbers)))
+            case ["bug", number, "--to", path]:
+                text = with_bug(int(number))
             case ["grade", path]:
                 return 0 if grade(Path(path).read_text(encoding="utf-8")) else 1
-            case [*asked, "--to", path]:
-                text = text_for(asked)
-                with open(path, "x", encoding="utf-8") as file:
-                    file.write(text)
+            case ["instructor"]:
+                print(NOTES)
+                return 0
             case _:
-                print(text_for(words), end="")
-    except (OSError, LookupError, ValueError, SyntaxError) as problem:
-        print(f"test_mlb.py: {type(problem).__name__}: {problem}", file=sys.stderr)
+                raise ValueError
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except (KeyError, ValueError):
+        print(USAGE, file=sys.stderr)
+        return 2
+    except (OSError, SyntaxError) as problem:  # a file that is there is never written over
+        print(f"test_mlb.py: {path}: {problem}", file=sys.stderr)
         return 2
     return 0
 
@@ -1601,7 +1645,7 @@ def main(words):
 @pytest.mark.parametrize("number", HOLES)
 def test_a_hole_is_red_until_it_is_filled(number):
     empty = exercise(number, with_holes({number: None}))
-    assert empty.startswith(f"NotImplementedError: Exercise {number}: about"), empty
+    assert f": Exercise {number}: about" in empty
 
 
 @pytest.mark.slow
@@ -1635,8 +1679,9 @@ def test_exercises_are_written_once_and_graded(capsys):
     for told in itertools.chain(*TOLD.values()):
         assert told not in text, f"expected the answer left out, got {told}"
     assert main(["grade", "my_mlb.py"]) == 1
-    assert main(["bug", "10"]) == main(["instructor"]) == 0
-    assert "of 10 passed" in capsys.readouterr().out
+    assert main(["instructor"]) == 0
+    assert main(["bug", "12", "--to", "b.py"]) == 2
+    assert "0 of 3 passed" in capsys.readouterr().out
 
 
 if __name__ == "__main__":
