@@ -866,7 +866,7 @@ def table(scores):
 
 def save_sheet(rows, path):
     """Saves rows {"photo": 3×H×W, title: H×W, ..., the truth}, a column for a title: whole; where
-    the truth has most boundary, enlarged; there 2 |matte − truth|; there what it cuts out, in the
+    the truth has most edges, enlarged; there 2 |matte − truth|; there what it cuts out, in the
     photo's colours, on plain green."""
     titles = [*rows[0]]
     page = Image.new("RGB", (228 * len(titles), 34 + 4 * 228 * len(rows)), "lightgrey")
@@ -877,9 +877,9 @@ def save_sheet(rows, path):
         draw.text((228 * k + 112, 18), name, "black", anchor="mm", font_size=20)
         for i, row in enumerate(rows):
             truth = row[titles[-1]]
-            alpha = boundary_label(truth)
-            side = min(56, *alpha.shape)
-            share = F.avg_pool2d(alpha[None], side, stride=1)[0]
+            edges = torch.from_numpy(gradient(truth.cpu()))
+            side = min(56, *edges.shape)
+            share = F.avg_pool2d(edges[None], side, stride=1)[0]
             top, left = divmod(share.argmax().item(), share.shape[1])
             window = (..., slice(top, top + side), slice(left, left + side))
             near = row[title][window]
