@@ -494,10 +494,7 @@ def fit(name, seed, nets, args, data):
     path = args.out / f"{name}.{seed}.pt"
     steps = args.teacher_steps if "teacher" in name else args.steps
 
-    kernels = [p for p in net.parameters() if p.dim() > 1]
-    others = [p for p in net.parameters() if p.dim() == 1]  # batch norm's, and the head's biases
-    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay, fused=True)
+    optimizer = new_optimizer(net, args)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
     device = torch.device(args.device).type
     scaler = torch.amp.GradScaler(device, enabled=args.amp == "fp16")
@@ -544,6 +541,14 @@ def new_net(name, seed, args):
     if WORLD_SIZE > 1 and args.device != "cpu":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
     return net
+
+
+def new_optimizer(net, args):
+    """AdamW. Kernels decay; batch norm's scales and shifts, and the head's biases, do not."""
+    kernels = [p for p in net.parameters() if p.dim() > 1]
+    others = [p for p in net.parameters() if p.dim() == 1]
+    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay, fused=True)
 
 
 def new_loader(name, seed, done, steps, args, data):
