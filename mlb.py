@@ -97,27 +97,28 @@ def find_pictures(folder):
     return found
 
 
-def pictures(folder, by_stem=False):
-    """{name: path} of the pictures below a folder whose name no other has. A name is the path from
-    the folder on, without its suffix; by_stem: the file's name alone."""
-    found = defaultdict(list)
-    for path in find_pictures(folder):
-        name = path.stem if by_stem else str(path.relative_to(folder).with_suffix(""))
+def by_name(paths, folder):
+    """{name: path} of those paths whose name no other has. A name is the path from the folder on,
+    without its suffix; without a folder, the file's stem."""
+    named = defaultdict(list)
+    for path in paths:
+        name = str(path.relative_to(folder).with_suffix("")) if folder else path.stem
         name = unicodedata.normalize("NFC", name)  # é has two forms, and a Mac writes the other
-        found[name].append(path)
-    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+        named[name].append(path)
+    return {name: same[0] for name, same in named.items() if len(same) == 1}
 
 
 def pairs(images, labels):
     """Pairs the pictures of two folders by name, else by stem: [(photo's path, label's), ...].
     What has no partner is counted in a note; no pair at all raises UserError."""
+    photos, answers = find_pictures(images), find_pictures(labels)
     found = {}
-    for by_stem in (True, False):
-        photos, answers = pictures(images, by_stem), pictures(labels, by_stem)
-        found |= {photos[name]: answers[name] for name in photos if name in answers}
+    for image_folder, label_folder in ((None, None), (images, labels)):  # names overrule stems
+        named, answered = by_name(photos, image_folder), by_name(answers, label_folder)
+        found |= {named[name]: answered[name] for name in named if name in answered}
     if not found:
         raise UserError(f"{images}: no name of a picture stands in {labels} too")
-    alone = {*find_pictures(images), *find_pictures(labels)} - {*found, *found.values()}
+    alone = {*photos, *answers} - {*found, *found.values()}
     if alone:
         note(f"{len(alone)} pictures without one partner are left out, such as {min(alone)}")
     return sorted(found.items())
@@ -577,8 +578,8 @@ def report(name, seed, steps, log, args):
     left = timedelta(seconds=round(pace * (steps - step)))
     print(f"{name:17} seed {seed}  step {step:5}/{steps}  loss {loss:.4f}  {left} left")
     waited = sum(entry[-2] for entry in log) / sum(seconds)
-    if args.device != "cpu" and waited > 0.2:
-        note(f"over {waited:.0%} of {name} is waiting: more --workers, or shrink large photos once")
+    if args.device != "cpu" and step == steps and waited > 0.2:
+        note(f"{waited:.0%} of {name} was waiting: more --workers, or shrink large photos once")
     elif args.device == "cpu" and pace > 2 * np.mean(seconds[:50]):
         note("steps take twice as long as at first: on a busy machine try OMP_NUM_THREADS=1")
 
@@ -714,9 +715,11 @@ def locked(folder):
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
+        os.close(handle)
         raise UserError(f"{folder}: another run writes there; take another --out") from None
+    try:
+        yield
     finally:
         os.close(handle)
 
@@ -876,30 +879,30 @@ def save_sheet(rows, path):
     titles = [*rows[0]]
     page = Image.new("RGB", (228 * len(titles), 34 + 4 * 228 * len(rows)), "lightgrey")
     draw = ImageDraw.Draw(page)
+    write = functools.partial(draw.text, fill="black", anchor="mm", font_size=20)
     for k, title in enumerate(titles):
         name = title.removeprefix("labels ").replace("α′", "boundary")
-        name = name.replace("′", "'")  # the font has no prime
-        draw.text((228 * k + 112, 18), name, "black", anchor="mm", font_size=20)
-        for i, row in enumerate(rows):
-            truth = row[titles[-1]]
-            edges = torch.from_numpy(gradient(truth.cpu()))
-            side = min(56, *edges.shape)
-            share = F.avg_pool2d(edges[None], side, stride=1)[0]
-            top, left = divmod(share.argmax().item(), share.shape[1])
-            window = (..., slice(top, top + side), slice(left, left + side))
+        write((228 * k + 112, 18), name.replace("′", "'"))  # the font has no prime
+    for i, row in enumerate(rows):
+        top_edge = 34 + 4 * 228 * i
+        write((112, top_edge + 2 * 228 + 112), "2 |error|")  # where the photo's column is blank
+        write((112, top_edge + 3 * 228 + 112), "on green")
+        truth = row[titles[-1]]
+        edges = torch.from_numpy(gradient(truth.cpu()))
+        side = min(56, *edges.shape)
+        share = F.avg_pool2d(edges[None], side, stride=1)[0]
+        top, left = divmod(share.argmax().item(), share.shape[1])
+        window = (..., slice(top, top + side), slice(left, left + side))
+        green = truth.new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
+        for k, title in enumerate(titles):
             near = row[title][window]
             cells = [row[title], near]
             if title != "photo" and "α" not in title:  # of these the rest says nothing
-                green = near.new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
                 cells.append(2 * (near - truth[window]).abs())
                 cells.append(composite(row["photo"][window], near, green))
-            for j, cell in enumerate(cells, start=4 * i):
+            for j, cell in enumerate(cells):
                 cell = ImageOps.contain(to_picture(cell), (224, 224), Image.NEAREST)
-                page.paste(cell, (228 * k, 34 + 228 * j))
-    for i in range(len(rows)):  # where the photo's column is blank
-        for j, text in ((2, "2 |error|"), (3, "on green")):
-            y = 34 + 228 * (4 * i + j) + 112
-            draw.text((112, y), text, "black", anchor="mm", font_size=20)
+                page.paste(cell, (228 * k, top_edge + 228 * j))
     page.save(path)
 
 
@@ -1225,7 +1228,10 @@ def main(argv=None):
         if WORLD_SIZE > 1:  # after success alone: on any other way out torchrun ends the others
             distributed.barrier()
             distributed.destroy_process_group()
-    except (UserError, OSError, torch.OutOfMemoryError) as problem:
+    except torch.OutOfMemoryError:
+        complain("out of memory; lower --batch or --size")
+        return 2
+    except (UserError, OSError) as problem:
         complain(problem)
         return 2
     return 0

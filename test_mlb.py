@@ -164,7 +164,8 @@ def test_pictures_are_found_in_folders_and_behind_links_and_others_counted(capsy
         save_photo(name)
     Path("r/e.heic").touch()
     Path("r/link").symlink_to(Path("elsewhere").resolve())
-    assert list(mlb.pictures("r")) == ["a/c", "b", "link/d"]
+    found = [str(path) for path in mlb.find_pictures("r")]
+    assert found == ["r/a/c.png", "r/b.JPG", "r/link/d.webp"]
     said = capsys.readouterr().err
     assert said.startswith("mlb: note: 1 files") and "e.heic" in said
 
@@ -419,7 +420,7 @@ import hashlib, sys, torch, {mlb.__name__} as mlb
 digest = hashlib.sha256()
 matte, segmentation = mlb.SAMPLE / "matte", mlb.SAMPLE / "segmentation"
 composites = mlb.pairs(matte / "foreground", matte / "alpha")
-backgrounds = mlb.pictures(matte / "background").values()
+backgrounds = mlb.find_pictures(matte / "background")
 naturals = mlb.pairs(segmentation / "image", segmentation / "mask")
 for size in (128, 160):
     mixer = mlb.Mixer(composites, backgrounds, naturals, 0.5, size, seed=1, guided=True)
