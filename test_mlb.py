@@ -23,7 +23,7 @@ import traceback
 import types
 import warnings
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -662,11 +662,20 @@ def test_photos_get_the_label_of_their_row_and_composites_keep_theirs(label, los
     assert torch.equal(boundary, mlb.boundary_label(target)), "the label's boundary is learned"
 
 
-@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
-def test_autocast_reaches_the_network_and_weights_stay_fp32(half, loss):
-    net = mlb.MattingNet(8)
-    take_step(net, make_batch(), half=half)
-    assert loss.call_args.args[1].dtype == (half or torch.float32)
+@pytest.mark.parametrize("device, amp", [("cpu", amp) for amp in mlb.HALF] + [("meta", "off")])
+@pytest.mark.parametrize("name", mlb.ROWS)
+def test_a_step_of_every_row_keeps_to_its_precision_and_device(
+    name, device, amp, loss, monkeypatch
+):
+    """meta stands in for a GPU: it computes nothing, and refuses to meet what lies on the CPU."""
+    if device == "meta":
+        monkeypatch.setattr(torch, "autocast", MagicMock())
+    row, half = mlb.ROWS[name], mlb.HALF[amp]
+    net = mlb.MattingNet(8, guided=name == "guided teacher").to(device)
+    teacher = mlb.MattingNet(8, guided="guided" in name).to(device) if row.teacher else None
+    take_step(net, make_batch(), row.label, teacher, amp == "fp16", half)
+    _, logits, *_ = loss.call_args.args
+    assert logits.dtype == (half or torch.float32)
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
