@@ -363,7 +363,7 @@ class MattingNet(nn.Module):
 
 
 # == 3  MLB: the heart, in the paper's letters (α is the boundary here, M the matte) =============
-# A prime marks what the teacher says: M_t is M′, alpha_t is α′. The loss serves both stages.
+# A prime marks what the teacher says; here a t: M_t is M′, alpha_t is α′. One loss for both stages.
 
 
 def boundary_label(M, low=0.05, high=0.95):
@@ -374,7 +374,8 @@ def boundary_label(M, low=0.05, high=0.95):
 
 def blend(M_t, alpha_t, S):
     """The label B = α′·M′ + (1 − α′)·S: semantics from the segmentation, hair from the teacher.
-    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1]."""
+    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1];
+    alpha_t is a probability, not cut at a threshold (our choice)."""
     return alpha_t * M_t + (1 - alpha_t) * S
 
 
@@ -385,9 +386,10 @@ def guided_blend(M_t, alpha_t, S):
 
 
 def laplacian_loss(prediction, target, levels=4):
-    """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale.
-    As in Hou & Liu (ICCV 2019), with box filters; each coarser level weighs twice as much."""
-    difference = prediction - target  # the pyramid is linear: that of the difference will do
+    """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale. As in Hou &
+    Liu (ICCV 2019), with box filters. Each coarser level weighs twice as much; the sum is divided
+    by levels; the coarsest average is left out."""
+    difference = prediction - target  # a pyramid is linear: one of the difference is enough
     total = 0
     for level in range(levels):
         coarse = F.avg_pool2d(difference, 2)
@@ -399,17 +401,17 @@ def laplacian_loss(prediction, target, levels=4):
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage: named 0-d terms and their sum, "total". All N×1×H×W, target in
-    [0, 1], boundary in {0, 1}. In fp32: a mean over a million pixels needs its digits."""
+    [0, 1], boundary in {0, 1}; detail is the mean |error| in each picture's boundary, then over
+    pictures. In fp32: a mean over a million pixels needs its digits."""
     matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
     error = boundary * (matte - target).abs()
     pixels = boundary.sum((1, 2, 3)).clamp(min=1)
     terms = {
-        # semantics; edges at every scale; the matte at the boundary; α itself
-        "matte": F.binary_cross_entropy_with_logits(matte_logits, target),
-        "laplacian": laplacian_loss(matte, target),
-        "detail": (error.sum((1, 2, 3)) / pixels).mean(),
-        "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary),
+        "matte": F.binary_cross_entropy_with_logits(matte_logits, target),  # semantics
+        "laplacian": laplacian_loss(matte, target),  # edges
+        "detail": (error.sum((1, 2, 3)) / pixels).mean(),  # hair
+        "boundary": F.binary_cross_entropy_with_logits(boundary_logits, boundary),  # α itself
     }
     terms["total"] = sum(terms.values())
     return terms
@@ -431,9 +433,8 @@ ROWS = {
     "upper bound": Row(None, "true matte", None),
 }
 # what must stay the same on --resume; "files" is the data set, see fingerprint
-RUN_OPTIONS = (
-    "files mattes masks size width batch teacher_steps steps lr weight_decay mix amp compile"
-)
+RUN_OPTIONS = ["files", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps"]
+RUN_OPTIONS += ["lr", "weight_decay", "mix", "amp", "compile"]
 # of a row's log: terms of the loss, learning rate, seconds until the batch was there, and in all
 COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", "seconds"]
 SAVE_SECONDS = 10  # between two checkpoints
@@ -461,7 +462,8 @@ def label_batch(batch, label, teacher, device):
             "B": blend(M_t, alpha_t, S=mask),
             "B guided": guided_blend(M_t, alpha_t, S=mask),
         }
-        target = torch.where(batch["natural"].view(-1, 1, 1, 1), labels[label], target)
+        natural = batch["natural"].view(-1, 1, 1, 1)  # composites keep their exact mattes
+        target = torch.where(natural, labels[label], target)
     return image, mask, target
 
 
@@ -472,7 +474,10 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
-    terms = mlb_loss(matte_logits, boundary_logits, target, boundary_label(target))
+    boundary = boundary_label(
+        target
+    )  # of B for a student: what is soft in its label counts as hair
+    terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
     optimizer.zero_grad()
     scaler.scale(terms["total"]).backward()
@@ -527,7 +532,7 @@ def fit(name, seed, nets, args, data):
 
         if step == steps or clock > next_save:
             next_save = clock + SAVE_SECONDS
-            log = [[float(x) for x in entry] for entry in log]  # the wait for the device
+            log = [[float(x) for x in entry] for entry in log]  # float waits for the device
             if RANK == 0:
                 save(path, parts, log, args)
                 report(name, seed, steps, log, args)
@@ -595,7 +600,7 @@ def save(path, parts, log, args):
         )
     state = {key: part.state_dict() for key, part in parts.items()}
     state["log"] = torch.tensor(log, dtype=torch.double)
-    state["options"] = {name: getattr(args, name) for name in RUN_OPTIONS.split()}
+    state["options"] = {name: getattr(args, name) for name in RUN_OPTIONS}
     try:
         torch.save(state, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
@@ -687,6 +692,7 @@ def train(args):
             # made here, not in those threads: torch's random numbers are shared
             nets = {name: new_net(name, seed, args) for name in names}
             fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
+            # stage 1: teachers, from composites; stage 2: students, from their teachers' labels
             list(run(fit_row, [name for name in names if "teacher" in name]))
             list(run(fit_row, [name for name in names if "teacher" not in name]))
             if RANK == 0:
@@ -733,7 +739,7 @@ def refuse_another_run(out, names, seeds, args):
         if path.name not in rows:
             raise UserError(f"{path}: of another command or seed; take another --out")
         made = load(path)[0]["options"]
-        changed = [name for name in RUN_OPTIONS.split() if made.get(name) != getattr(args, name)]
+        changed = [name for name in RUN_OPTIONS if made.get(name) != getattr(args, name)]
         if changed:
             raise UserError(f"{path}: made with {made}; {changed} must stay, or take another --out")
 
@@ -835,29 +841,28 @@ def picture_row(nets, size, photo_path, truth_path, mask_path=None):
 
 def evaluate(nets, items, size, scores, sheet=None):
     """Adds the mean metrics of items, see open_data, to scores, {title: [metrics, one per seed]};
-    a sheet shows the best and the worst: of those with much hair the one whose strands the last
-    column follows best (Grad by pixel of hair), and the one with most error."""
+    a sheet shows the picture with most hair and the one with most error."""
     found = defaultdict(list)
-    best = worst = (False, -math.inf, 0, {})
+    hairiest = worst = (-1, 0, None, None)
     for count, paths in enumerate(items, start=1):
         row = picture_row(nets, size, *paths)
-        error = 0
+        truth = row["truth"]
+        errors = torch.zeros_like(truth)
         for title in row:
             if title not in ("photo", "truth", "labels M′ guided") and "α" not in title:
-                measured = metrics(row[title], row["truth"])
-                found[title].append(list(measured.values()))
-                error += measured["MSE"]
-        hair = boundary_label(row["truth"])
-        missed = measured["Grad"] / max(1, hair.sum().item())
-        best = max(best, (hair.mean().item() > 0.05, -missed, count, row))
-        worst = max(worst, (False, error, count, row))
+                found[title].append([*metrics(row[title], truth).values()])
+                errors += (row[title] - truth).abs()
+        contrast = gradient(row["photo"].mean(dim=0))
+        hair = boundary_label(truth) * torch.from_numpy(contrast)  # as far as one sees it
+        hairiest = max(hairiest, (hair.mean().item(), count, row, hair))
+        worst = max(worst, (errors.mean().item(), count, row, errors))  # of equals the later
         if count % 50 == 0:
             print(f"evaluation: {count} pictures")
     for title, values in found.items():
         means = torch.tensor(values).nanmean(dim=0).tolist()
         scores[title].append(dict(zip(SCALES, means, strict=True)))
     if sheet:
-        save_sheet([best[-1], worst[-1]], sheet)
+        save_sheet({"most hair": hairiest[2:], "most error": worst[2:]}, sheet)
 
 
 def table(scores):
@@ -875,42 +880,44 @@ def table(scores):
 
 
 def save_sheet(rows, path):
-    """Saves rows {"photo": 3×H×W, title: H×W, ..., the truth}, a column for a title: whole; where
-    the truth has most hair, enlarged; there 2 |matte − truth|; there what it cuts out, in the
-    photo's colours, on plain green."""
-    titles = [*rows[0]]
-    page = Image.new("RGB", (228 * len(titles), 34 + 4 * 228 * len(rows)), "lightgrey")
+    """Saves {name: (row, where)}: a row {"photo": 3×H×W, title: H×W, ..., the truth}, and a map H×W
+    of where to look. A column for each title: whole; enlarged where the map is highest; there
+    2 |matte − truth|; and there what it cuts out, in the photo's colours, on plain green."""
+    (first, _), *_ = rows.values()
+    cell, height = 228, 34 + 4 * 228  # sides of a cell; of a row and its titles
+    page = Image.new("RGB", (cell * len(first), height * len(rows)), "lightgrey")
     draw = ImageDraw.Draw(page)
     write = functools.partial(draw.text, fill="black", anchor="mm", font_size=20)
-    for k, title in enumerate(titles):
-        name = title.removeprefix("labels ").replace("α′", "boundary")
-        write((228 * k + 112, 18), name.replace("′", "'"))  # the font has no prime
-    for i, row in enumerate(rows):
-        top_edge = 34 + 4 * 228 * i
-        write((112, top_edge + 2 * 228 + 112), "2 |error|")  # where the photo's column is blank
-        write((112, top_edge + 3 * 228 + 112), "on green")
-        truth = row[titles[-1]]
-        side = min(56, *truth.shape)
-        share = F.avg_pool2d(boundary_label(truth)[None], side, stride=1)[0]
+    for i, (name, (row, where)) in enumerate(rows.items()):
+        *_, truth = row.values()
+        side = min(56, *where.shape)
+        share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         window = (..., slice(top, top + side), slice(left, left + side))
         green = truth.new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
-        for k, title in enumerate(titles):
-            near = row[title][window]
-            cells = [row[title], near]
-            if title != "photo" and "α" not in title:  # of these the rest says nothing
-                cells.append(2 * (near - truth[window]).abs())
-                cells.append(composite(row["photo"][window], near, green))
-            for j, cell in enumerate(cells):
-                cell = ImageOps.contain(to_picture(cell), (224, 224), Image.NEAREST)
-                page.paste(cell, (228 * k, top_edge + 228 * j))
+        for k, (title, x) in enumerate(row.items()):
+            cells = [x, x[window]]
+            if title == "photo":
+                title = name
+            elif "α" not in title:  # of a boundary the rest says nothing
+                cells.append(2 * (x - truth)[window].abs())
+                cells.append(composite(row["photo"], x, green)[window])
+            title = title.removeprefix("labels ").replace("α′", "boundary")
+            write((cell * k + 112, height * i + 18), title.replace("′", "'"))  # as the font has it
+            for j, x in enumerate(cells):
+                picture = ImageOps.contain(to_picture(x), (224, 224), Image.NEAREST)
+                page.paste(picture, (cell * k, height * i + 34 + cell * j))
+        for j, text in enumerate(["2 |error|", "on green"], start=2):  # where the photo's is blank
+            write((112, height * i + 34 + cell * j + 112), text)
     page.save(path)
 
 
 def save_batch(image, mask, target, path):
     """What a row's network is shown first, as batch.png beside its file."""
-    first = zip(image[:2], mask[:2, 0], target[:2, 0], strict=True)
-    rows = [{"photo": photo, "mask": S, "label learned": label} for photo, S, label in first]
+    rows = {}
+    for k in range(min(2, len(image))):
+        row = {"photo": image[k], "mask": mask[k, 0], "label": target[k, 0]}
+        rows[f"sample {k}"] = row, boundary_label(row["label"])
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(rows, part)
     os.replace(part, path.with_name("batch.png"))

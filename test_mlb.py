@@ -44,11 +44,13 @@ TINY = ["--size=32", "--width=8", "--batch=4", "--teacher-steps=5", "--steps=6",
 def assert_close(got, expected, tolerance=1e-6):
     """Numbers, arrays or tensors of one shape that differ by at most the tolerance."""
     __tracebackhide__ = True
+    assert got is not None, "expected numbers, got None: is there a return?"
     got, expected = np.asarray(got, float), np.asarray(expected, float)
     assert got.shape == expected.shape, f"expected shape {expected.shape}, got {got.shape}"
     off = np.abs(got - expected)
-    worst = off.argmax()
-    assert off.max() <= tolerance, f"expected {expected.flat[worst]:.6g}, got {got.flat[worst]:.6g}"
+    worst = tuple(map(int, np.unravel_index(off.argmax(), off.shape)))
+    said = f"expected {expected[worst]:.6g}, got {got[worst]:.6g} at {worst}"
+    assert (off <= tolerance).all(), said
 
 
 @pytest.fixture(autouse=True)
@@ -329,13 +331,15 @@ def person_mixer(mix=0.5, **more):
 
 
 def test_samples_depend_on_seed_and_index_alone_exercise05():
-    images = [person_mixer()[i]["image"] for i in range(9)]
-    mixer = person_mixer()
+    mixer = person_mixer(guided=True)
+    samples = [mixer[i] for i in range(9)]
     for i in (8, 0, 7, 3, 0, 5):
-        same = np.array_equal(mixer[i]["image"], images[i])
-        assert same, f"expected sample {i} as before, got another"
+        for key, again in mixer[i].items():
+            same = np.array_equal(again, samples[i][key])
+            assert same, f"expected sample {i} as before, got another {key}"
     other = person_mixer(seed=1)[0]
-    assert not np.array_equal(other["image"], images[0]), "expected seeds to differ, got the same"
+    differ = not np.array_equal(other["image"], samples[0]["image"])
+    assert differ, "expected seeds to differ, got the same"
     for got in (other["image"][:1], other["target"], other["mask"]):
         assert got.shape == (1, 32, 32), f"expected a channel of 32×32, got {got.shape}"
 
@@ -346,31 +350,45 @@ def test_mix_is_the_share_of_composites_exercise05():
     assert abs(share - 0.25) < 0.07, f"expected a share of composites of 0.25, got {share:.2f}"
 
 
+def one_grey(given, rng):
+    """Stands for degrade, clutter or hurried_mask: all of one random level."""
+    return np.full_like(given, rng.integers(256))
+
+
 def half_square(image, rng):
-    """Stands for degrade: what comes shows whether it was called, on what, and when."""
+    """Stands for degrade: red r becomes r²/2, which shows whether it was called, on what, when."""
     return np.uint8(image / 510.0 * image)
+
+
+def green_clutter(image, rng):
+    """Stands for clutter."""
+    return 0 * image + np.uint8([0, 255, 0])
 
 
 def test_a_photo_as_it_is_by_hand_exercise05(monkeypatch):
     """A natural photo, though there are backgrounds; a composite, if there are none."""
+    monkeypatch.setattr(mlb, "clutter", green_clutter)
     monkeypatch.setattr(mlb, "degrade", half_square)
     for mix, backgrounds in ((0, [("blue.png", None)]), (1, [])):
         mixer = person_mixer(mix)
         mixer.backgrounds = backgrounds
-        red, _, blue = mixer[0]["image"]
-        assert blue.max() == 0, "expected the photo as it is, got it on a background"
-        assert red.max() == 127, f"expected red 127 by degrade, got {red.max()}"
+        red, *others = mixer[0]["image"]
+        assert not np.any(others), "expected the photo as it is, red, got other colours"
+        assert red.max() != 255, "expected degrade on the photo, got it as it was"
+        assert red.max() == 127, f"expected degrade once, on the whole photo, got {red.max()}"
         target = mixer[0]["target"][0] / 255
-        assert target.max() == 1, f"expected a target without degrade, got {target.max()} at most"
+        highest = 255 * target.max()
+        assert highest == 255, f"expected a target without degrade, to 255, got it to {highest:g}"
         soft = ((target > 0.1) & (target < 0.9)).mean()
         assert soft > 0.2, f"expected a soft target, got {soft:.0%} between 0.1 and 0.9"
         off = abs(red / 255 - target**2 / 2).mean()
-        assert off < 0.02, f"expected photo and label cut as one, got {off:.2f} off"
+        said = f"expected photo and label cut as one, sides in their order, got {off:.2f} off"
+        assert off < 0.02, said
 
 
 def test_a_composite_by_hand_exercise05(monkeypatch):
-    """clutter makes the background green."""
-    monkeypatch.setattr(mlb, "clutter", lambda given, rng: 0 * given + np.uint8([0, 255, 0]))
+    """The photo's red is the target t; blended with green it is t², after degrade t⁴ / 2."""
+    monkeypatch.setattr(mlb, "clutter", green_clutter)
     monkeypatch.setattr(mlb, "degrade", half_square)
     mixer = person_mixer(mix=1)
     for i in range(10):
@@ -382,12 +400,40 @@ def test_a_composite_by_hand_exercise05(monkeypatch):
         assert off < 0.02, f"expected blending, then degrade, got {off:.2f} off"
 
 
-def test_only_composites_for_the_guided_have_hurried_masks_exercise05():
+def test_each_sample_has_random_numbers_of_its_own_exercise05(monkeypatch):
+    mixer = person_mixer(mix=1)
+    for step, other in (("degrade", "clutter"), ("clutter", "degrade")):
+        monkeypatch.setattr(mlb, step, one_grey)
+        monkeypatch.setattr(mlb, other, lambda image, rng: image)
+        greys = {int(mixer[i]["image"][2].max()) for i in range(8)}
+        assert len(greys) > 4, f"expected {step} with the sample's rng, got samples alike"
+
+
+def test_every_picture_is_drawn_from_exercise05(monkeypatch):
+    mixer = person_mixer()
+    mixer.naturals, mixer.backgrounds = 2 * mixer.naturals, 3 * mixer.backgrounds
+    monkeypatch.setattr(mixer, "crop", Mock(wraps=mixer.crop))
+    for mixer.mix in (0, 1):
+        mixer[0]
+    got = [len(call.args[0]) for call in mixer.crop.call_args_list]
+    assert got == [2, 1, 3], f"expected crops of 2 photos, 1 composite, 3 backgrounds, got {got}"
+
+
+def test_only_composites_for_the_guided_have_hurried_masks_exercise05(monkeypatch):
+    monkeypatch.setattr(mlb, "hurried_mask", one_grey)
     for mix, guided, expected in ((1, True, True), (1, False, False), (0, True, False)):
-        sample = person_mixer(mix, guided=guided)[0]
-        got = not np.array_equal(sample["mask"], sample["target"])
-        kind = "a hurried mask" if expected else "its own mask"
-        assert got == expected, f"expected {kind} for mix {mix} and guided {guided}, got another"
+        mixer = person_mixer(mix, guided=guided)
+        target, mask = mixer[0]["target"], mixer[0]["mask"]
+        soft = (target % 255 > 0).mean()
+        assert soft > 0.2, f"expected a soft target, got {soft:.0%} between 0 and 255"
+        kind = "hurried_mask's" if expected else "its target as the"
+        hurried = (mask == mask.max()).all()
+        same = np.array_equal(mask, target)
+        said = f"expected {kind} mask for mix {mix} and guided {guided}, got another"
+        assert hurried if expected else same, said
+        if expected:
+            levels = {int(mixer[i]["mask"].max()) for i in range(8)}
+            assert len(levels) > 4, "expected hurried_mask with the sample's rng, got masks alike"
 
 
 def test_a_crop_is_a_square_anywhere_mirrored_or_not():
@@ -480,8 +526,12 @@ def test_each_skip_matters():
 
 def test_boundary_label_exercise01():
     M = torch.tensor([0, 0.05, 0.06, 0.94, 0.95, 1])
-    assert_close(mlb.boundary_label(M), [0, 0, 1, 1, 0, 0])
-    assert_close(mlb.boundary_label(M.view(2, 3), 0.01, 0.06), [[0, 1, 0], [0, 0, 0]])
+    for given, expected in (
+        ({}, [0, 0, 1, 1, 0, 0]),
+        ({"low": 0.01, "high": 0.06}, [0, 1, 0] + [0] * 3),
+    ):
+        for value, wanted, got in zip(M, expected, mlb.boundary_label(M, **given), strict=True):
+            assert got == wanted, f"expected {wanted}, got {got:g} for M = {value:g} {given or ''}"
     kind = mlb.boundary_label(M.double()).dtype
     assert kind == torch.float64, f"expected torch.float64 as M has, got {kind}"
 
@@ -536,7 +586,8 @@ def test_detail_is_a_mean_over_pictures_exercise09():
     boundary[0, 0, 0, :2] = boundary[1, 0, :8] = target[1, 0, :8] = 1
     logits -= 50
     logits[0, 0, :8, 0] = 50  # most of them no boundary
-    assert_close(mlb.mlb_loss(logits, logits, target, boundary)["detail"], (1 / 2 + 1 + 0) / 3)
+    detail = mlb.mlb_loss(logits, logits, target, boundary)["detail"]
+    assert abs(detail - 0.5) < 1e-6, f"expected a detail of (1/2 + 1 + 0) / 3, got {detail:.4f}"
 
 
 def test_loss_is_finite_and_in_fp32_exercise09():
@@ -1227,8 +1278,8 @@ def edge_band_exercise16():
         expected = torch.zeros(2, 1, 40, 44)
         expected[0, 0, 20 - radius : 21 + radius, 20 - radius : 21 + radius] = 1
         expected[1, :, :, 22 - radius : 22 + radius] = 1
-        off = (mlb.edge_band(S, radius) != expected).sum()
-        assert off == 0, f"expected squares of radius {radius}, got {off} other pixels"
+        off = (mlb.edge_band(S, radius) != expected).nonzero().tolist()
+        assert not off, f"expected squares of radius {radius}, got {len(off)} others, at {off[0]}"
 
 
 def connectivity_exercise17():
@@ -1274,8 +1325,8 @@ TOLD = {  # the answer where mlb.py tells it elsewhere: left out too
     1: ["0.05 < M < 0.95", "low < M < high"],
     2: ["alpha · foreground + (1 − alpha) · background"],
     3: ["α′·M′ + (1 − α′)·S"],
+    5: ["a matte has no light, blur or noise"],
 }
-HINTS = {1: "; the thresholds in metrics are those of the boundary, too"}
 ANSWERS = {  # right answers that are not the book's
     1: "return torch.where((M <= low) | (M >= high), 0.0, 1.0).to(M)",
     2: """
@@ -1428,10 +1479,17 @@ WRONG = {
         if not natural and => if => as it is
         behind = clutter(behind, rng) => pass => expected clutter
         image = np.uint8 => image = clutter(np.uint8 => behind))) => behind))), rng) => in front
-        degrade(image, rng) => image => by degrade
+        degrade(image, rng) => image => expected degrade on
         degrade(image, rng) => image => both[:, :, :3] => degrade(both[..., :3], rng) => blending
-        self.guided and => => expected its own mask
+        self.guided and => => expected its target
         target=target => target=degrade(np.dstack([target] * 3), rng)[..., 0] => without degrade
+        target=target[None], mask=mask => target=mask[None], mask=target => hurried_mask
+        mask = hurried_mask(target, rng) => mask = np.uint8(255) * (target > 127) => hurried_mask's
+        degrade(image, rng) => degrade(clutter(image, rng), rng) => as it is
+        degrade(image, rng) => degrade(image, np.random.default_rng(0)) => degrade with the sample's
+        clutter(behind, rng) => clutter(behind, np.random.default_rng(self.seed)) => clutter with
+        hurried_mask(target, rng) => hurried_mask(target, np.random.default_rng(0)) => masks alike
+        crop(self.backgrounds => crop(self.backgrounds[:1] => expected crops
     """,
     6: """
         abs(p - t) => (p - t) => expected
@@ -1502,24 +1560,29 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
 }
 NOTES = """Instructor's notes: 60 minutes, after an installation at home
 
- 5  the five points of README; labels.png of a run you made before, on the wall
-    start the lab run, so that there is something to look at
-10  holes 1 to 3:   python test_mlb.py hole 1 2 3 --to my_mlb.py
-20  hole 5: what is a sample, and why must the matte not be degraded with the photo?
-10  bug 10: python test_mlb.py bug 10 --to bug10.py, then the lab run with bug10.py and another
-    --out: look at labels.png; who is blended with whom?
+ 5  the five points of README; labels.png of a run you made before, on the wall. Start the lab run:
+    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
+10  holes 1 to 3, README closed:   python test_mlb.py hole 1 2 3 5 --to my_mlb.py
+20  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
+    photo? (It would have light, blur and noise.)
+10  bug 10:   python test_mlb.py bug 10 --to bug10.py
+    python bug10.py train --size 64 --teacher-steps 150 --steps 150 --out runs/bug10
+    Who is blended with whom? In labels.png B is M' with a faint S in it, and labels B is 78, not 12
  5  bug 7, likewise: from batch.png alone
- 5  exercise 11: the loss before the first step; why is detail near 1/4?
+ 5  exercise 11: the loss before the first step; why is detail near 1/4? (Leave it if time is short)
  5  discussion: what does the mask know, what the teacher? What do the tests of hole 5 not see?
+    (That bytes are rounded, not cut off.)
 
-The answers stand in test_mlb.py, which the students have: say so. Bug 8 is seen on CUDA alone.
+The answers stand in test_mlb.py, which the students have, and diff and grade find any bug: say so.
+Bug 8 is seen on CUDA alone. The most-hair picture of a sheet is the same for all runs; the other is
+the run's own.
 
 Predict, then measure (MSE, boundary MAD, e-3; as it is: teacher 101, 307; MLB 50, 277)
 11  matte and boundary near ln 2 = 0.693, detail near 1/4
 12  teacher 149, 344; MLB 53, 285: the teacher suffers; the student has its masks
 13  MLB 88, 296: without masks a student is hardly better than its teacher
 14  MLB 50, 279: in so short a training 8 photos do as well as 120
-15  teacher 106, 297; MLB 48, 279: no more than seeds differ by (teacher 87 to 100, MLB 48 to 50)
+15  teacher 106, 297; MLB 48, 279: no more than seeds differ by (teacher 87 to 101, MLB 48 to 50)
 bug 10  MLB 88, 297; labels B 78, 276
 
 Why near 1/4 in 11: an untrained teacher says M' = 1/2 and α' = 1/2 everywhere, so that B is 1/4 or
@@ -1552,7 +1615,7 @@ def say_what_is_tested(request):
 
 def functions(text):
     """{name: node of its syntax tree} of the functions of a text."""
-    nodes = ast.walk(ast.parse(text))
+    nodes = ast.walk(ast.parse(text, "your file"))
     return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
 
 
@@ -1567,8 +1630,7 @@ def with_holes(answers):
         docstring = node.body[0]
         size = node.end_lineno - docstring.end_lineno
         size = "1 line" if size == 1 else f"{size} lines"
-        hint = HINTS.get(number, "")
-        hole = f'raise NotImplementedError("Exercise {number}: about {size}{hint}")'
+        hole = f'raise NotImplementedError("Exercise {number}: about {size}")'
         body = textwrap.dedent(answer or hole).strip()
         lines = text.split("\n")
         body = textwrap.indent(body, " " * docstring.col_offset)
@@ -1602,6 +1664,8 @@ def failure(test, text):
             said = str(problem).split("\n")[0]
             if "expected" in said:
                 return said
+            if "NoneType" in said:
+                said += "; is there a return?"
             frames = traceback.extract_tb(problem.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == "your file"]
             return f"{type(problem).__name__} in lines {lines}: {said}"
@@ -1624,12 +1688,15 @@ def grade(text):
     found = {}
     for number, name in (HOLES | EXTENSIONS).items():
         one, other = (named.get(name.split(".")[-1]) for named in (yours, ours))
-        if one and (other is None or ast.dump(one) != ast.dump(other)):
+        if other and not one:
+            found[number] = "expected this function, got a file without it"
+        elif one and (other is None or ast.dump(one) != ast.dump(other)):
             found[number] = exercise(number, text)
+        if number in found:
             print(f"{number:2}  {name:20}  {found[number] or 'passed'}")
     passed = list(found.values()).count("")
-    print(f"{passed} of {len(found)} passed; what is as in mlb.py is left out")
-    return passed == len(found) > 0
+    print(f"{passed} of {len(found)} passed; what is as in mlb.py is right, and left out")
+    return passed == len(found)
 
 
 USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the body of a function,
@@ -1656,11 +1723,14 @@ def main(words):
                 raise ValueError
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
-    except (KeyError, ValueError):
+    except FileExistsError:
+        print(f"test_mlb.py: {path} is there already; choose another name", file=sys.stderr)
+        return 2
+    except (KeyError, ValueError):  # of a number that there is not
         print(USAGE, file=sys.stderr)
         return 2
-    except (OSError, SyntaxError) as problem:  # a file that is there is never written over
-        print(f"test_mlb.py: {path}: {problem}", file=sys.stderr)
+    except (OSError, SyntaxError) as problem:
+        print(f"test_mlb.py: {problem}", file=sys.stderr)
         return 2
     return 0
 
@@ -1696,16 +1766,16 @@ def test_a_bug_is_noticed(number):
 
 
 def test_exercises_are_written_once_and_graded(capsys):
-    words = ["hole", "1", "2", "3", "--to", "my_mlb.py"]
+    words = ["hole", "1", "2", "3", "5", "--to", "my_mlb.py"]
     assert [main(words), main(words)] == [0, 2], "expected no file written over"
     text = Path("my_mlb.py").read_text(encoding="utf-8")
-    assert text.count("NotImplementedError") == 3
+    assert text.count("NotImplementedError") == 4
     for told in itertools.chain(*TOLD.values()):
         assert told not in text, f"expected the answer left out, got {told}"
     assert main(["grade", "my_mlb.py"]) == 1
     assert main(["instructor"]) == 0
     assert main(["bug", "12", "--to", "b.py"]) == 2
-    assert "0 of 3 passed" in capsys.readouterr().out
+    assert "0 of 4 passed" in capsys.readouterr().out
 
 
 if __name__ == "__main__":
