@@ -133,7 +133,8 @@ def read(path, label=False, short=10**6):
         # an opened file, not its path: Pillow would map grey TIFF files, and forget to turn them
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             image.draft(None, (short, short))  # a JPEG can be decoded to a half or a quarter
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
     except Exception as problem:  # decoders raise what they like on a damaged file
         raise UserError(f"{path}: can't be decoded ({problem}); replace or remove it") from None
     low, high = sorted(image.size)
@@ -143,7 +144,8 @@ def read(path, label=False, short=10**6):
             "more, and no side 16 times the other"
         )
     image = as_label(image, path) if label else as_srgb(image)
-    return image.reduce(max(1, low // short))
+    factor = low // short
+    return image.reduce(factor) if factor > 1 else image  # a copy would cost as much as a blur
 
 
 def as_srgb(image):
@@ -155,7 +157,7 @@ def as_srgb(image):
             return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
         except ImageCms.PyCMSError:
             note("a photo's colour profile can't be used; its colours are taken as they are")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def as_label(image, path):
@@ -164,7 +166,8 @@ def as_label(image, path):
         image = image.getchannel("A")  # AISegment keeps its mattes there
     grey = image.convert("L")
     highest = grey.getextrema()[1]
-    if 1 < highest < 128 or grey.convert("RGB") != image.convert("RGB"):
+    coloured = image.mode != "L" and grey.convert("RGB") != image.convert("RGB")
+    if coloured or 1 < highest < 128:
         raise UserError(f"{path}: colours or class numbers; save it as 8-bit grey, person 255")
     if highest == 1 and grey.histogram()[1] > 16:  # a matte of nobody may have a stray 1
         grey = grey.point(lambda value: 255 * value)
