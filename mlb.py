@@ -910,7 +910,8 @@ def save_sheet(rows, path):
             for j, x in enumerate(cells):
                 picture = ImageOps.contain(to_picture(x), (224, 224), Image.NEAREST)
                 page.paste(picture, (cell * k, height * i + 34 + cell * j))
-        for j, text in enumerate(["2 |error|", "on green"], start=2):  # where the photo's is blank
+        # in the photo's column, which is blank there; the title is now that of the truth
+        for j, text in enumerate([f"2 |x - {title}|", "on green"], start=2):
             write((112, height * i + 34 + cell * j + 112), text)
     page.save(path)
 
