@@ -50,8 +50,8 @@ except ImportError:  # Windows
     fcntl = None
 
 # torchrun sets these; without it there is one process
-RANK = int(os.environ.get("RANK", "0"))
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
+RANK = int(os.environ.get("RANK") or 0)
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE") or 1)
 
 
 class UserError(Exception):
@@ -85,9 +85,11 @@ def find_pictures(folder):
     found, passed_over = [], []
     for name in sorted(glob.glob("**/*.*", root_dir=folder, recursive=True)):  # no hidden files
         path = Path(folder, name)
+        if path.is_dir():
+            continue
         if suffixes.get(path.suffix.lower()) in FORMATS:
             found.append(path)
-        elif path.is_file():
+        else:
             passed_over.append(path)
     if passed_over:  # HEIC, raw and the like are not read by Pillow alone
         count = len(passed_over)
@@ -138,7 +140,7 @@ def read(path, label=False, short=10**6):
     except Exception as problem:  # decoders raise what they like on a damaged file
         raise UserError(f"{path}: can't be decoded ({problem}); replace or remove it") from None
     low, high = sorted(image.size)
-    if low < 16 or high > 16 * low or image.mode[0] in "IF":
+    if low < 16 or high > 16 * low or image.mode[0] in "IF" or image.mode == "LAB":
         raise UserError(
             f"{path}: {low}x{high} pixels, mode {image.mode}; take 8 bits a colour, 16 pixels or "
             "more, and no side 16 times the other"
@@ -151,7 +153,9 @@ def read(path, label=False, short=10**6):
 def as_srgb(image):
     """A decoded photo as RGB, its numbers those of sRGB: a phone's may be of a wider space."""
     profile = image.info.get("icc_profile")
-    if profile and b"sRGB" not in profile:
+    if image.mode not in ("L", "CMYK", "RGB"):  # profiles are of these
+        image = image.convert("RGB")
+    if profile and b"sRGB IEC61966" not in profile:
         try:
             source, srgb = io.BytesIO(profile), ImageCms.createProfile("sRGB")
             return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
@@ -162,8 +166,10 @@ def as_srgb(image):
 
 def as_label(image, path):
     """A decoded label as L, 0 to 255; what could mean several things is refused, not guessed."""
-    if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
-        image = image.getchannel("A")  # AISegment keeps its mattes there
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema()[0] < 128:  # AISegment keeps its mattes there
+            image = alpha
     grey = image.convert("L")
     highest = grey.getextrema()[1]
     coloured = image.mode != "L" and grey.convert("RGB") != image.convert("RGB")
@@ -603,7 +609,7 @@ def save(path, parts, log, args):
         )
     state = {key: part.state_dict() for key, part in parts.items()}
     state["log"] = torch.tensor(log, dtype=torch.double)
-    state["options"] = {name: getattr(args, name) for name in RUN_OPTIONS}
+    state["options"] = run_options(path, args)
     try:
         torch.save(state, path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
@@ -611,6 +617,11 @@ def save(path, parts, log, args):
         np.savetxt(path.with_suffix(".csv"), log, "%.6g", ",", header=header, comments="")
     except (OSError, RuntimeError) as problem:  # a full disk is the one or the other
         raise UserError(f"{path}: can't be written ({problem}); go on by --resume") from None
+
+
+def run_options(path, args):
+    """What must stay the same on --resume: the row and RUN_OPTIONS."""
+    return {"row": path.stem} | {name: getattr(args, name) for name in RUN_OPTIONS}
 
 
 def load(path, device="cpu"):
@@ -631,7 +642,9 @@ def load(path, device="cpu"):
             raise ValueError("its weights or options")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         reason = str(problem)[:80]
-        raise UserError(f"{path}: not a whole file of mlb.py ({reason}); delete it") from None
+        raise UserError(
+            f"{path}: not a whole file of mlb.py ({reason}); give another, or train it anew"
+        ) from None
     net = net.to(device, memory_format=torch.channels_last)
     return state, net.eval().requires_grad_(False)
 
@@ -741,8 +754,8 @@ def refuse_another_run(out, names, seeds, args):
             raise UserError(f"{out}: holds a run; go on with it by --resume or take another --out")
         if path.name not in rows:
             raise UserError(f"{path}: of another command or seed; take another --out")
-        made = load(path)[0]["options"]
-        changed = [name for name in RUN_OPTIONS if made.get(name) != getattr(args, name)]
+        made, asked = load(path)[0]["options"], run_options(path, args)
+        changed = [name for name in asked if made.get(name) != asked[name]]
         if changed:
             raise UserError(f"{path}: made with {made}; {changed} must stay, or take another --out")
 
@@ -852,7 +865,7 @@ def evaluate(nets, items, size, scores, sheet=None):
         truth = row["truth"]
         errors = torch.zeros_like(truth)
         for title in row:
-            if title not in ("photo", "truth", "labels M′ guided") and "α" not in title:
+            if title not in ("photo", "truth", "labels M′ guided") and "labels α" not in title:
                 found[title].append([*metrics(row[title], truth).values()])
                 errors += (row[title] - truth).abs()
         contrast = gradient(row["photo"].mean(dim=0))
@@ -902,7 +915,7 @@ def save_sheet(rows, path):
             cells = [x, x[window]]
             if title == "photo":
                 title = name
-            elif "α" not in title:  # of a boundary the rest says nothing
+            elif "labels α" not in title:  # of a boundary the rest says nothing
                 cells.append(2 * (x - truth)[window].abs())
                 cells.append(composite(row["photo"], x, green)[window])
             title = title.removeprefix("labels ").replace("α′", "boundary")
@@ -943,7 +956,7 @@ def print_metrics(args):
     net, size = trained_net(args)
     tests = pairs(args.data / "test/image", args.data / "test/alpha")
     scores = defaultdict(list)
-    evaluate({args.weights.stem: net}, tests, size, scores)
+    evaluate({args.weights.name: net}, tests, size, scores)
     print(table(scores))
 
 
@@ -1066,32 +1079,43 @@ def cut_out(net, size, photo):
     return person
 
 
+def photos_among(paths, out):
+    """{real path: path} of photos and of those in folders, but of nothing that lies in out: an
+    earlier run has made it."""
+    photos = {}
+    for path in paths:
+        found = find_pictures(path) if path.is_dir() else [path]
+        for photo in found:
+            if photo == path or photo.parent.resolve() != out.resolve():
+                photos[photo.resolve()] = photo
+    if not photos:
+        raise UserError(f"{out}: all photos lie there; take another --out")
+    return photos
+
+
 def matte(args):
     """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the person's
     colours alone. What fails is named, and the rest go on; no photo is written over."""
     net, size = trained_net(args)
-    out = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    photos, written = [], set()
-    for path in args.photos:
-        if path.is_dir():  # its photos, but not what an earlier run has made of them
-            found = find_pictures(path)
-            photos += [photo for photo in found if out.resolve() not in photo.resolve().parents]
-        else:
-            photos.append(path)
-    for path in photos:
-        target = out / f"{path.stem}.png"
+    args.out.mkdir(parents=True, exist_ok=True)
+    photos, written = photos_among(args.photos, args.out), set()
+    for path in photos.values():
+        target, part = args.out / f"{path.stem}.png", args.out / ".part"
         try:
-            if target in written or path.parent.resolve() == out.resolve():
-                raise UserError(f"{path} or its name lies there; rename it or take another --out")
-            cut_out(net, size, read(path)).save(target, compress_level=1)
-            written.add(target)
-            print(target)
+            if target in written or target.resolve() in photos:
+                raise UserError(f"the name of {path} is taken; rename it")
+            if target.exists() and Image.open(target).mode != "RGBA":
+                raise UserError("is there and no cut-out; take another --out")
+            cut_out(net, size, read(path)).save(part, "PNG", compress_level=1)
+            os.replace(part, target)
         except (UserError, OSError) as problem:
             complain(f"{target}: {problem}")
+            continue
+        written.add(target)
+        print(target)
     failed = len(photos) - len(written)
-    if failed or not photos:
-        raise UserError(f"{failed} of {len(photos)} photos failed; the rest is in {out}")
+    if failed:
+        raise UserError(f"{failed} of {len(photos)} photos failed; the rest is in {args.out}")
 
 
 # == 8  Command line =============================================================================
@@ -1108,19 +1132,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def number(kind, least, most=10**9):
+def between(kind, least, most=10**9):
     """The type of an option: a number of a kind from least to most."""
 
-    def parse(text):
+    def number(text):
         value = kind(text)
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
         return value
 
-    return parse
+    return number
 
 
-positive, natural = number(int, 1), number(int, 0)
+positive, natural, side = between(int, 1), between(int, 0), between(int, 1, 8192)
 
 
 def add_training_options(add, out):
@@ -1129,14 +1153,14 @@ def add_training_options(add, out):
     add("--data", type=Path, default=SAMPLE, help="folder of the data set")
     add("--mattes", type=natural, default=0, help="use so many of D_m; 0: all")
     add("--masks", type=natural, default=0, help="use so many of D_s; 0: all")
-    add("--size", type=positive, default=128, help="side of a training picture, a multiple of 32")
-    add("--width", type=positive, default=32, help="channels of the first stage")
+    add("--size", type=side, default=128, help="side of a training picture, a multiple of 32")
+    add("--width", type=side, default=32, help="channels of the first stage")
     add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
     add("--teacher-steps", type=positive, default=2200, help="steps of a teacher")
     add("--steps", type=positive, default=2500, help="steps of a student")
-    add("--lr", type=number(float, 0), default=4e-3, help="highest learning rate")
-    add("--weight-decay", type=number(float, 0), default=0.2, help="of the kernels")
-    add("--mix", type=number(float, 0, 1), default=0.25, help="a student's share of composites")
+    add("--lr", type=between(float, 0), default=4e-3, help="highest learning rate")
+    add("--weight-decay", type=between(float, 0), default=0.2, help="of the kernels")
+    add("--mix", type=between(float, 0, 1), default=0.25, help="a student's share of composites")
     add("--amp", choices=["auto", *HALF], default="auto", help="auto: bf16 or fp16 on CUDA")
     add("--workers", type=natural, help="processes that load data; None: 0, on a GPU up to 8")
     add("--compile", action="store_true", help="torch.compile the network")
@@ -1175,8 +1199,8 @@ def parse(argv=None):
 
     add = command("bench", bench, "frames per second, and what each step towards them buys")
     add("--weights", type=Path, help="a row's file; None: random weights, as fast")
-    add("--size", type=positive, default=512, help="side of a frame, a multiple of 32")
-    add("--width", type=positive, default=32, help="channels of the first stage")
+    add("--size", type=side, default=512, help="side of a frame, a multiple of 32")
+    add("--width", type=side, default=32, help="channels of the first stage")
     add("--compile", action="store_true", help="torch.compile the network")
 
     add = command("matte", matte, "cut the person out of photos, or of folders of them")

@@ -212,12 +212,14 @@ def test_labels_of_every_kind_mean_the_same():
     kinds = [image.convert(mode) for mode in ("L", "1", "RGB", "RGBA")]
     kinds.append(Image.fromarray(mask // 255))
     kinds.append(Image.fromarray(np.dstack([mask // 2, mask // 3, mask, mask])))  # AISegment's
+    kinds.append(Image.merge("LA", [image.point(lambda value: 99), image]))
+    kinds.append(kinds[-2].quantize(8))
     for kind in kinds:
         kind.save("label.png")
         assert_close(mlb.read("label.png", label=True), mask)
 
 
-@pytest.mark.parametrize("mode", ["I;16", "F", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("mode", ["I;16", "F", "P", "RGB", "RGBA", "CMYK", "LAB"])
 def test_labels_of_colours_or_more_bits_are_refused(mode):
     image = Image.fromarray(disc(soft=0))
     colours = Image.merge("RGB", [image, image.rotate(45), image])
@@ -884,6 +886,12 @@ def test_a_run_is_never_overwritten_nor_mixed_with_another(compared, capsys):
     assert torch.equal(weights(compared[1]), before)
 
 
+def test_a_row_by_another_name_is_refused(trained, capsys):
+    out = shutil.copytree(trained[1], OUT)
+    shutil.copy(out / "teacher.0.pt", out / "MLB.0.pt")
+    assert "row" in train_error(capsys, trained[0], out, "--amp", "fp16", "--resume")
+
+
 def test_a_copied_run_goes_on_with_copied_data_alone(trained, capsys):
     toy = shutil.copytree(trained[0], "copy")
     out = shutil.copytree(trained[1], Path("copy/out"))
@@ -1088,10 +1096,23 @@ def test_bad_photos_are_named_and_the_rest_goes_on(student, capsys):
     assert os.listdir(CUT) == ["good.png"]
 
 
-def test_no_photo_is_written_over(student):
+@pytest.mark.parametrize("photo", ["a.png", "other/a.jpg", "link/a.png"])
+def test_no_photo_is_written_over(photo, student):
+    """Neither itself, nor another of its name, nor one that a link leads to."""
     before = save_photo("a.png").read_bytes()
-    assert call("matte", "a.png", "--out", ".", *student) == 2
+    save_photo("other/a.jpg")
+    Path("link").mkdir()
+    Path("link/a.png").symlink_to(Path("a.png").resolve())
+    assert call("matte", photo, "--out", ".", *student) == 2
     assert Path("a.png").read_bytes() == before
+
+
+def test_photos_are_cut_out_beside_their_folder(student):
+    save_photo("photos/a.jpg")
+    Path("photos/b.jpg").mkdir()
+    for _ in range(2):
+        assert call("matte", "photos", "photos/a.jpg", "--out", ".", *student) == 0
+    assert sorted(os.listdir()) == ["a.png", "photos"]
 
 
 def test_what_lies_in_out_is_never_input(student):
