@@ -747,11 +747,11 @@ def locked(folder):
 
 
 def refuse_another_run(out, names, seeds, args):
-    """Raises UserError where --out holds rows that this command would not go on with."""
+    """Raises UserError where --out holds what this command would write over or not go on with."""
+    if not args.resume and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; take another --out, or --resume the run in it")
     rows = [f"{name}.{seed}.pt" for name in names for seed in seeds]
     for path in sorted(out.glob("*.pt")):
-        if not args.resume:
-            raise UserError(f"{out}: holds a run; go on with it by --resume or take another --out")
         if path.name not in rows:
             raise UserError(f"{path}: of another command or seed; take another --out")
         made, asked = load(path)[0]["options"], run_options(path, args)

@@ -877,6 +877,12 @@ def test_a_run_goes_on_with_its_own_options_alone(change, trained, capsys):
     assert name in error.split(";")[-1], f"{error} does not name --{name}"
 
 
+def test_a_folder_with_other_files_is_refused(toy, capsys):
+    OUT.mkdir()
+    (OUT / "table.md").touch()
+    assert "not empty" in train_error(capsys, toy, OUT)
+
+
 def test_a_run_is_never_overwritten_nor_mixed_with_another(compared, capsys):
     before = weights(compared[1])
     assert "--resume" in train_error(capsys, *compared, *TWO_STEPS)
