@@ -897,35 +897,30 @@ def table(scores):
 
 def save_sheet(rows, path):
     """Saves {name: (row, where)}: a row {"photo": 3×H×W, title: H×W, ..., the truth}, and a map H×W
-    of where to look. A column for each title: whole; enlarged where the map is highest; there
-    2 |matte − truth|; and there what it cuts out, in the photo's colours, on plain green."""
+    of where to look. A column for each title: whole; enlarged where the map is highest; and what it
+    cuts out there, in the photo's colours, on plain green."""
     (first, _), *_ = rows.values()
-    cell, height = 228, 34 + 4 * 228  # sides of a cell; of a row and its titles
+    cell, height = 228, 34 + 3 * 228  # sides of a cell; of a row and its titles
     page = Image.new("RGB", (cell * len(first), height * len(rows)), "lightgrey")
     draw = ImageDraw.Draw(page)
     write = functools.partial(draw.text, fill="black", anchor="mm", font_size=20)
     for i, (name, (row, where)) in enumerate(rows.items()):
-        *_, truth = row.values()
         side = min(56, *where.shape)
         share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         window = (..., slice(top, top + side), slice(left, left + side))
-        green = truth.new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
+        green = torch.tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
         for k, (title, x) in enumerate(row.items()):
             cells = [x, x[window]]
             if title == "photo":
                 title = name
-            elif "labels α" not in title:  # of a boundary the rest says nothing
-                cells.append(2 * (x - truth)[window].abs())
+            elif "labels α" not in title:  # a boundary cuts nothing out
                 cells.append(composite(row["photo"], x, green)[window])
             title = title.removeprefix("labels ").replace("α′", "boundary")
             write((cell * k + 112, height * i + 18), title.replace("′", "'"))  # as the font has it
             for j, x in enumerate(cells):
-                picture = ImageOps.contain(to_picture(x), (224, 224), Image.NEAREST)
+                picture = ImageOps.pad(to_picture(x), (224, 224), Image.NEAREST, "lightgrey")
                 page.paste(picture, (cell * k, height * i + 34 + cell * j))
-        # in the photo's column, which is blank there; the title is now that of the truth
-        for j, text in enumerate([f"2 |x - {title}|", "on green"], start=2):
-            write((112, height * i + 34 + cell * j + 112), text)
     page.save(path)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What mlb.py promises, in its own order: python -m pytest [-m "not slow"]
 
-MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: see the end of this file.
+MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: python test_mlb.py tells how;
+their answers are at the end of this file.
 """
 
 import ast
@@ -344,6 +345,7 @@ def test_samples_depend_on_seed_and_index_alone_exercise05():
     assert differ, "expected seeds to differ, got the same"
     for got in (other["image"][:1], other["target"], other["mask"]):
         assert got.shape == (1, 32, 32), f"expected a channel of 32×32, got {got.shape}"
+        assert got.dtype == np.uint8, f"expected bytes, 0 to 255, got {got.dtype}"
 
 
 def test_mix_is_the_share_of_composites_exercise05():
@@ -402,6 +404,14 @@ def test_a_composite_by_hand_exercise05(monkeypatch):
         assert off < 0.02, f"expected blending, then degrade, got {off:.2f} off"
 
 
+def test_a_hurried_mask_changes_nothing_else_exercise05(monkeypatch):
+    monkeypatch.setattr(mlb, "hurried_mask", lambda matte, rng: 0 * matte)
+    plain, guided = (person_mixer(1, guided=guided)[0] for guided in (False, True))
+    for key in ("image", "target"):
+        same = np.array_equal(plain[key], guided[key])
+        assert same, f"expected guided to change the mask alone, got another {key}"
+
+
 def test_each_sample_has_random_numbers_of_its_own_exercise05(monkeypatch):
     mixer = person_mixer(mix=1)
     for step, other in (("degrade", "clutter"), ("clutter", "degrade")):
@@ -426,8 +436,6 @@ def test_only_composites_for_the_guided_have_hurried_masks_exercise05(monkeypatc
     for mix, guided, expected in ((1, True, True), (1, False, False), (0, True, False)):
         mixer = person_mixer(mix, guided=guided)
         target, mask = mixer[0]["target"], mixer[0]["mask"]
-        soft = (target % 255 > 0).mean()
-        assert soft > 0.2, f"expected a soft target, got {soft:.0%} between 0 and 255"
         kind = "hurried_mask's" if expected else "its target as the"
         hurried = (mask == mask.max()).all()
         same = np.array_equal(mask, target)
@@ -528,22 +536,27 @@ def test_each_skip_matters():
 
 def test_boundary_label_exercise01():
     M = torch.tensor([0, 0.05, 0.06, 0.94, 0.95, 1])
-    for given, expected in (
-        ({}, [0, 0, 1, 1, 0, 0]),
-        ({"low": 0.01, "high": 0.06}, [0, 1, 0] + [0] * 3),
-    ):
-        for value, wanted, got in zip(M, expected, mlb.boundary_label(M, **given), strict=True):
-            assert got == wanted, f"expected {wanted}, got {got:g} for M = {value:g} {given or ''}"
+    given = M.clone()
+    for value, got, wanted in zip(M, mlb.boundary_label(given), [0, 0, 1, 1, 0, 0], strict=True):
+        assert got == wanted, f"expected {wanted} for M {value:g}, got {got:g}"
+    narrow = mlb.boundary_label(given, 0.01, 0.06)
+    for value, got, wanted in zip(M, narrow, [0, 1, 0, 0, 0, 0], strict=True):
+        case = f"M {value:g}, low 0.01 and high 0.06"
+        assert got == wanted, f"expected {wanted} for {case}, got {got:g}"
+    assert torch.equal(given, M), "expected M as it was, got input changed"
     kind = mlb.boundary_label(M.double()).dtype
     assert kind == torch.float64, f"expected torch.float64 as M has, got {kind}"
 
 
 def test_blend_exercise03():
-    M_t = torch.tensor([0.8, 0.8, 0.8, 0.3])
-    alpha_t = torch.tensor([0.25, 0, 1, 0.5])
-    S = torch.tensor([0.0, 1, 0, 1])
-    assert_close(mlb.blend(M_t, alpha_t, S), [0.2, 1, 0.8, 0.65])
-    assert S.tolist() == [0, 1, 0, 1], f"expected S as it was, got input changed to {S}"
+    """M′ where α′ is 1, S where it is 0, between them in proportion."""
+    cases = [(0.8, 0.25, 0, 0.2), (0.8, 0, 1, 1), (0.8, 1, 0, 0.8), (0.3, 0.5, 1, 0.65)]
+    cases = torch.tensor([*cases, (0.2, 0.5, 0.4, 0.3)])
+    given = cases[:, :3].T.clone()
+    for (M_t, alpha_t, S, wanted), got in zip(cases, mlb.blend(*given), strict=True):
+        case = f"M′ {M_t:g}, α′ {alpha_t:g} and S {S:g}"
+        assert abs(got - wanted) < 1e-6, f"expected {wanted:g} for {case}, got {got:g}"
+    assert torch.equal(given, cases[:, :3].T), "expected input as it was, got input changed"
 
 
 def test_a_guided_teacher_is_believed_where_it_contradicts_the_mask():
@@ -1352,7 +1365,11 @@ TOLD = {  # the answer where mlb.py tells it elsewhere: left out too
     1: ["0.05 < M < 0.95", "low < M < high"],
     2: ["alpha · foreground + (1 − alpha) · background"],
     3: ["α′·M′ + (1 − α′)·S"],
-    5: ["a matte has no light, blur or noise"],
+    5: [": a matte has no light, blur or noise."],
+}
+HINTS = {  # what a message of Python's or torch's means here
+    "NoneType": "; is there a return?",
+    "ambiguous": "; compare twice, and join by &",
 }
 ANSWERS = {  # right answers that are not the book's
     1: "return torch.where((M <= low) | (M >= high), 0.0, 1.0).to(M)",
@@ -1472,9 +1489,10 @@ ANSWERS = {  # right answers that are not the book's
 # wrong answers: what of the right one => is changed to what => ... => words of the message
 WRONG = {
     1: """
-        M <= low => M < low => expected 0, got 1
-        M >= high => M > high => expected 0, got 1
-        M >= high => M >= 0.95 => expected 0, got 1
+        M <= low => M < low => expected 0 for M 0.05, got 1
+        M >= high => M > high => expected 0 for M 0.95, got 1
+        M >= high => M >= 0.95 => expected 0 for M 0.06, low 0.01 and high 0.06, got 1
+        M <= low => M.sub_(low) <= 0 => expected
         .to(M) => .float() => expected torch.float64
     """,
     2: """
@@ -1484,9 +1502,11 @@ WRONG = {
         rest = background - => rest = background; background -= => input changed
     """,
     3: """
-        S + alpha_t * (M_t - S) => M_t + alpha_t * (S - M_t) => expected 0.8, got 0
-        alpha_t * (M_t => (alpha_t > 0.5) * (M_t => expected 0.65, got 1
-        S + alpha_t * (M_t - S) => alpha_t * M_t => expected 1, got 0
+        S + alpha_t * (M_t - S) => M_t + alpha_t * (S - M_t) => expected 0.2 for M′ 0.8, α′ 0.25
+        alpha_t * (M_t => (alpha_t > 0.5) * (M_t => expected 0.2 for M′ 0.8, α′ 0.25 and S 0, got 0
+        S + alpha_t * (M_t - S) => alpha_t * M_t => expected 1 for M′ 0.8, α′ 0 and S 1, got 0
+        return S => S = S.round(); return S => and S 0.4
+        alpha_t * (M_t - S) => M_t.sub_(S).mul_(alpha_t) => input changed
         S + alpha_t * (M_t - S) => S.add_(alpha_t * (M_t - S)) => input changed
     """,
     4: """
@@ -1511,6 +1531,7 @@ WRONG = {
         self.guided and => => expected its target
         target=target => target=degrade(np.dstack([target] * 3), rng)[..., 0] => without degrade
         target=target[None], mask=mask => target=mask[None], mask=target => hurried_mask
+        target=target[None] => target=mask[None] => the mask alone
         mask = hurried_mask(target, rng) => mask = np.uint8(255) * (target > 127) => hurried_mask's
         degrade(image, rng) => degrade(clutter(image, rng), rng) => as it is
         degrade(image, rng) => degrade(image, np.random.default_rng(0)) => degrade with the sample's
@@ -1592,13 +1613,18 @@ NOTES = """Instructor's notes: 60 minutes, after an installation at home
 10  holes 1 to 3, README closed:   python test_mlb.py hole 1 2 3 5 --to my_mlb.py
 20  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
     photo? (It would have light, blur and noise.)
+ 2  the lab's table: why is labels B no better than labels S at the boundary (167, 160)? (This
+    teacher has hardly learned.)
 10  bug 10:   python test_mlb.py bug 10 --to bug10.py
     python bug10.py train --size 64 --teacher-steps 150 --steps 150 --out runs/bug10
-    Who is blended with whom? In labels.png B is M' with a faint S in it, and labels B is 78, not 12
- 5  bug 7, likewise: from batch.png alone
- 5  exercise 11: the loss before the first step; why is detail near 1/4? (Leave it if time is short)
+    Who is blended with whom? In labels.png, below, B is M' with a faint S in it; labels B is 78
+    where it was 12
+ 3  bug 7, from batch.png alone:   python test_mlb.py bug 7 --to bug7.py
+    python bug7.py train --size 64 --teacher-steps 1 --steps 1 --out runs/bug7
+ 5  exercise 11: the loss before the first step; why is detail near 1/4?
  5  discussion: what does the mask know, what the teacher? What do the tests of hole 5 not see?
     (That bytes are rounded, not cut off.)
+If time is short, leave bug 7 and exercise 11.
 
 The answers stand in test_mlb.py, which the students have, and diff and grade find any bug: say so.
 Bug 8 is seen on CUDA alone. The most-hair picture of a sheet is the same for all runs; the other is
@@ -1657,7 +1683,7 @@ def with_holes(answers):
         docstring = node.body[0]
         size = node.end_lineno - docstring.end_lineno
         size = "1 line" if size == 1 else f"{size} lines"
-        hole = f'raise NotImplementedError("Exercise {number}: about {size}")'
+        hole = f'raise NotImplementedError("exercise {number}, about {size}")'
         body = textwrap.dedent(answer or hole).strip()
         lines = text.split("\n")
         body = textwrap.indent(body, " " * docstring.col_offset)
@@ -1680,19 +1706,22 @@ def failure(test, text):
     """What a test of this file says of another text of mlb.py; "" if it passes."""
     module = types.ModuleType("my_mlb")
     module.__file__ = str(HERE / "mlb.py")
-    exec(compile(text, "your file", "exec"), vars(module))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(globals(), "mlb", module)
         monkeypatch.chdir(folder)
         fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
         try:
+            exec(compile(text, "your file", "exec"), vars(module))
             test(**fixtures)
+        except NotImplementedError as hole:
+            return f"not written yet, {hole}"
         except (Exception, pytest.fail.Exception) as problem:
             said = str(problem).split("\n")[0]
             if "expected" in said:
                 return said
-            if "NoneType" in said:
-                said += "; is there a return?"
+            for word, hint in HINTS.items():
+                if word in said:
+                    said += hint
             frames = traceback.extract_tb(problem.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == "your file"]
             return f"{type(problem).__name__} in lines {lines}: {said}"
@@ -1705,7 +1734,7 @@ def exercise(number, text):
         if name.endswith(f"_exercise{number:02}"):
             said = failure(test, text)
             if said:
-                return said
+                return f"{said} ({name})"
     return ""
 
 
@@ -1766,7 +1795,7 @@ def main(words):
 @pytest.mark.parametrize("number", HOLES)
 def test_a_hole_is_red_until_it_is_filled(number):
     empty = exercise(number, with_holes({number: None}))
-    assert f": Exercise {number}: about" in empty
+    assert f"not written yet, exercise {number}, about" in empty
 
 
 @pytest.mark.slow
