@@ -389,8 +389,9 @@ def blend(M_t, alpha_t, S):
 
 
 def guided_blend(M_t, alpha_t, S):
-    """B of a teacher that has seen S (our extension): it is believed where it contradicts S, too.
-    A mask may be wrong further out than the boundary is wide."""
+    """B of a teacher that has seen S (our extension): it is believed where it contradicts S, too. A
+    mask may be wrong further out than the boundary is wide, and who has seen it contradicts it
+    with reason; a teacher that has not would bring back all that it takes for people."""
     return blend(M_t, torch.maximum(alpha_t, (M_t - S).abs()), S)
 
 
@@ -411,7 +412,7 @@ def laplacian_loss(prediction, target, levels=4):
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage: named 0-d terms and their sum, "total". All N×1×H×W, target in
     [0, 1], boundary in {0, 1}; detail is the mean |error| in each picture's boundary, then over
-    pictures. In fp32: a mean over a million pixels needs its digits."""
+    pictures. All weigh the same. In fp32: a mean over a million pixels needs its digits."""
     matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
     error = boundary * (matte - target).abs()
@@ -459,7 +460,8 @@ def learning_rate(step, steps, highest):
 
 def label_batch(batch, label, teacher, device):
     """A batch of the mixer on the device -> image, mask and target, in [0, 1], N×C×H×W. A photo's
-    target is M′ or B of the teacher, see ROWS; S and true mattes come from the mixer's files."""
+    target is M′ or B of the teacher, see ROWS, who sees the very crop that the student sees; S and
+    true mattes come from the mixer's files."""
     batch = {key: x.to(device, non_blocking=True) for key, x in batch.items()}
     image = (batch["image"] / 255).to(memory_format=torch.channels_last)
     target, mask = batch["target"] / 255, batch["mask"] / 255
@@ -483,9 +485,8 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
-    boundary = boundary_label(
-        target
-    )  # of B for a student: what is soft in its label counts as hair
+    # a student's is that of B: what is soft in its label counts as hair, false outlines too
+    boundary = boundary_label(target)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
     optimizer.zero_grad()
@@ -841,16 +842,16 @@ def picture_row(nets, size, photo_path, truth_path, mask_path=None):
                 row[name] = predict(net, photo, size)[0]
     else:
         mask = read(mask_path, label=True).resize(truth.size)
-        S = to_tensor(mask)[0]
-        row["labels S"] = S
+        S = to_tensor(mask)
+        row["labels S"] = S[0]
         for name in nets:
             if "teacher" in name:
                 guided = " guided" if nets[name].guided else ""
-                M_t, alpha_t = predict(nets[name], photo, size, mask)
-                row["labels M′" + guided] = M_t
-                row["labels α′" + guided] = alpha_t
+                M_t, alpha_t = predict(nets[name], photo, size, mask).split(1)
                 B = guided_blend(M_t, alpha_t, S) if guided else blend(M_t, alpha_t, S)
-                row["labels B" + guided] = B
+                row["labels M′" + guided] = M_t[0]
+                row["labels α′" + guided] = alpha_t[0]
+                row["labels B" + guided] = B[0]
     row["truth"] = to_tensor(truth)[0]
     return row
 
@@ -873,7 +874,7 @@ def evaluate(nets, items, size, scores, sheet=None):
         hairiest = max(hairiest, (hair.mean().item(), count, row, hair))
         worst = max(worst, (errors.mean().item(), count, row, errors))  # of equals the later
         if count % 50 == 0:
-            print(f"evaluation: {count} pictures")
+            print(f"evaluation: {count} of {len(items)} pictures")
     for title, values in found.items():
         means = torch.tensor(values).nanmean(dim=0).tolist()
         scores[title].append(dict(zip(SCALES, means, strict=True)))
@@ -928,8 +929,10 @@ def save_batch(image, mask, target, path):
     """What a row's network is shown first, as batch.png beside its file."""
     rows = {}
     for k in range(min(2, len(image))):
-        row = {"photo": image[k], "mask": mask[k, 0], "label": target[k, 0]}
-        rows[f"sample {k}"] = row, boundary_label(row["label"])
+        label = target[k, 0]
+        alpha = boundary_label(label)
+        row = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α′": alpha}
+        rows[f"sample {k}"] = row, alpha
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(rows, part)
     os.replace(part, path.with_name("batch.png"))
