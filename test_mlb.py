@@ -1644,7 +1644,7 @@ bug 10  MLB 88, 297; labels B 78, 276
 Why near 1/4 in 11: an untrained teacher says M' = 1/2 and α' = 1/2 everywhere, so that B is 1/4 or
 3/4: all of a photo is boundary, and the untrained student, who says 1/2, is 1/4 off.
 
-16  labels B 10.7, 166; MLB 52, 276: outlines of things are gone from B; so weak a student hardly tells
+16  labels B 10.7, 166 (without: 12.3, 167): outlines of things are gone; MLB 52, 276 hardly tells
 
 Bugs
  1  composite multiplies by alpha twice: dark edges (premultiplied colours taken for plain ones)
