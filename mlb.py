@@ -389,9 +389,9 @@ def blend(M_t, alpha_t, S):
 
 
 def guided_blend(M_t, alpha_t, S):
-    """B of a teacher that has seen S (our extension): it is believed where it contradicts S, too. A
-    mask may be wrong further out than the boundary is wide, and who has seen it contradicts it
-    with reason; a teacher that has not would bring back all that it takes for people."""
+    """B of a teacher that has seen S (our extension). A teacher that has not contradicts S mostly
+    where it takes things for people, so that its boundary alone counts. One that has seen S is
+    mostly right where it contradicts S, further out than a boundary is wide, too."""
     return blend(M_t, torch.maximum(alpha_t, (M_t - S).abs()), S)
 
 
@@ -485,7 +485,7 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
-    # a student's is that of B: what is soft in its label counts as hair, false outlines too
+    # of the label itself: a photo's is that of B, not α′, with what B has left of false outlines
     boundary = boundary_label(target)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
@@ -694,10 +694,10 @@ def train(args):
     if args.command == "train":
         names = ["guided teacher", "MLB guided"] if args.guide else ["teacher", "MLB"]
     args.out.mkdir(parents=True, exist_ok=True)
-    run = map  # one row after another, but on a CPU a row on each core is faster
+    run_rows = map  # one row after another, but on a CPU a row on each core is faster
     if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
         cores = min(4, torch.get_num_threads())
-        run = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
+        run_rows = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
 
     scores = defaultdict(list)
     with locked(args.out):
@@ -710,8 +710,8 @@ def train(args):
             nets = {name: new_net(name, seed, args) for name in names}
             fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
             # stage 1: teachers, from composites; stage 2: students, from their teachers' labels
-            list(run(fit_row, [name for name in names if "teacher" in name]))
-            list(run(fit_row, [name for name in names if "teacher" not in name]))
+            list(run_rows(fit_row, [name for name in names if "teacher" in name]))
+            list(run_rows(fit_row, [name for name in names if "teacher" not in name]))
             if RANK == 0:
                 evaluate_seed(nets, scores, args, data)
     if RANK == 0:
@@ -917,7 +917,7 @@ def save_sheet(rows, path):
                 title = name
             elif "labels α" not in title:  # a boundary cuts nothing out
                 cells.append(composite(row["photo"], x, green)[window])
-            title = title.removeprefix("labels ").replace("α′", "boundary")
+            title = title.removeprefix("labels ").replace("α", "boundary")
             write((cell * k + 112, height * i + 18), title.replace("′", "'"))  # as the font has it
             for j, x in enumerate(cells):
                 picture = ImageOps.pad(to_picture(x), (224, 224), Image.NEAREST, "lightgrey")
@@ -931,7 +931,7 @@ def save_batch(image, mask, target, path):
     for k in range(min(2, len(image))):
         label = target[k, 0]
         alpha = boundary_label(label)
-        row = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α′": alpha}
+        row = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α": alpha}
         rows[f"sample {k}"] = row, alpha
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(rows, part)
