@@ -147,7 +147,7 @@ def read(path, label=False, short=10**6):
         )
     image = as_label(image, path) if label else as_srgb(image)
     factor = low // short
-    return image.reduce(factor) if factor > 1 else image  # a copy would cost as much as a blur
+    return image.reduce(factor) if factor > 1 else image  # reduce(1) would copy
 
 
 def as_srgb(image):
@@ -644,7 +644,7 @@ def load(path, device="cpu"):
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         reason = str(problem)[:80]
         raise UserError(
-            f"{path}: not a whole file of mlb.py ({reason}); give another, or train it anew"
+            f"{path}: not a whole file of mlb.py ({reason}); give another, or delete this row"
         ) from None
     net = net.to(device, memory_format=torch.channels_last)
     return state, net.eval().requires_grad_(False)
@@ -869,10 +869,11 @@ def evaluate(nets, items, size, scores, sheet=None):
             if title not in ("photo", "truth", "labels M′ guided") and "labels α" not in title:
                 found[title].append([*metrics(row[title], truth).values()])
                 errors += (row[title] - truth).abs()
-        contrast = gradient(row["photo"].mean(dim=0))
-        hair = boundary_label(truth) * torch.from_numpy(contrast)  # as far as one sees it
-        hairiest = max(hairiest, (hair.mean().item(), count, row, hair))
-        worst = max(worst, (errors.mean().item(), count, row, errors))  # of equals the later
+        if sheet:
+            contrast = gradient(row["photo"].mean(dim=0))
+            hair = boundary_label(truth) * torch.from_numpy(contrast)  # as far as one sees it
+            hairiest = max(hairiest, (hair.mean().item(), count, row, hair))
+            worst = max(worst, (errors.mean().item(), count, row, errors))  # of equals the later
         if count % 50 == 0:
             print(f"evaluation: {count} of {len(items)} pictures")
     for title, values in found.items():
@@ -910,7 +911,7 @@ def save_sheet(rows, path):
         share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         window = (..., slice(top, top + side), slice(left, left + side))
-        green = torch.tensor([0.1, 0.5, 0.3]).view(3, 1, 1)
+        green = row["photo"].new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)  # on the photo's device
         for k, (title, x) in enumerate(row.items()):
             cells = [x, x[window]]
             if title == "photo":
@@ -1098,7 +1099,8 @@ def matte(args):
     args.out.mkdir(parents=True, exist_ok=True)
     photos, written = photos_among(args.photos, args.out), set()
     for path in photos.values():
-        target, part = args.out / f"{path.stem}.png", args.out / ".part"
+        target = args.out / f"{path.stem}.png"
+        part = target.with_suffix(".part")
         try:
             if target in written or target.resolve() in photos:
                 raise UserError(f"the name of {path} is taken; rename it")
@@ -1142,7 +1144,7 @@ def between(kind, least, most=10**9):
     return number
 
 
-positive, natural, side = between(int, 1), between(int, 0), between(int, 1, 8192)
+positive, natural, small = between(int, 1), between(int, 0), between(int, 1, 8192)
 
 
 def add_training_options(add, out):
@@ -1151,8 +1153,8 @@ def add_training_options(add, out):
     add("--data", type=Path, default=SAMPLE, help="folder of the data set")
     add("--mattes", type=natural, default=0, help="use so many of D_m; 0: all")
     add("--masks", type=natural, default=0, help="use so many of D_s; 0: all")
-    add("--size", type=side, default=128, help="side of a training picture, a multiple of 32")
-    add("--width", type=side, default=32, help="channels of the first stage")
+    add("--size", type=small, default=128, help="side of a training picture, a multiple of 32")
+    add("--width", type=small, default=32, help="channels of the first stage")
     add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
     add("--teacher-steps", type=positive, default=2200, help="steps of a teacher")
     add("--steps", type=positive, default=2500, help="steps of a student")
@@ -1197,8 +1199,8 @@ def parse(argv=None):
 
     add = command("bench", bench, "frames per second, and what each step towards them buys")
     add("--weights", type=Path, help="a row's file; None: random weights, as fast")
-    add("--size", type=side, default=512, help="side of a frame, a multiple of 32")
-    add("--width", type=side, default=32, help="channels of the first stage")
+    add("--size", type=small, default=512, help="side of a frame, a multiple of 32")
+    add("--width", type=small, default=32, help="channels of the first stage")
     add("--compile", action="store_true", help="torch.compile the network")
 
     add = command("matte", matte, "cut the person out of photos, or of folders of them")

@@ -541,9 +541,8 @@ def test_each_skip_matters():
 def test_boundary_label_exercise01():
     M = torch.tensor([0, 0.05, 0.06, 0.94, 0.95, 1])
     given = M.clone().view(1, 1, 2, 3)
-    for value, got, wanted in zip(
-        M, mlb.boundary_label(given).flatten(), [0, 0, 1, 1, 0, 0], strict=True
-    ):
+    usual = mlb.boundary_label(given).flatten()
+    for value, got, wanted in zip(M, usual, [0, 0, 1, 1, 0, 0], strict=True):
         assert got == wanted, f"expected {wanted} for M {value:g}, got {got:g}"
     narrow = mlb.boundary_label(given, 0.01, 0.06).flatten()
     for value, got, wanted in zip(M, narrow, [0, 1, 0, 0, 0, 0], strict=True):
@@ -1652,12 +1651,11 @@ Predict, then measure (MSE, boundary MAD, e-3; as it is: teacher 101, 307; MLB 5
 13  MLB 88, 296: without masks a student is hardly better than its teacher
 14  MLB 50, 279: in so short a training 8 photos do as well as 120
 15  teacher 106, 297; MLB 48, 279: no more than seeds differ by (teacher 87 to 101, MLB 48 to 50)
+16  labels B 10.7, 166 (without: 12.3, 167): outlines of things are gone; MLB 52, 276 hardly tells
 bug 10  MLB 88, 297; labels B 78, 276
 
 Why near 1/4 in 11: an untrained teacher says M' = 1/2 and α' = 1/2 everywhere, so that B is 1/4 or
 3/4: all of a photo is boundary, and the untrained student, who says 1/2, is 1/4 off.
-
-16  labels B 10.7, 166 (without: 12.3, 167): outlines of things are gone; MLB 52, 276 hardly tells
 
 Bugs
  1  composite multiplies by alpha twice: dark edges (premultiplied colours taken for plain ones)
@@ -1798,7 +1796,7 @@ def main(words):
     except FileExistsError:
         print(f"test_mlb.py: {path} is there already; choose another name", file=sys.stderr)
         return 2
-    except (KeyError, ValueError):  # of a number that there is not
+    except (KeyError, ValueError):  # no such exercise
         print(USAGE, file=sys.stderr)
         return 2
     except (OSError, SyntaxError) as problem:
