@@ -198,14 +198,14 @@ read_pair_once = functools.lru_cache(CACHED)(read_pair)
 
 def degrade(image, rng):
     """A picture, bytes H×W×3, under other light, 3 of 10 out of focus, 3 of 10 noisy."""
+    picture = Image.fromarray(image)
     if rng.random() < 0.3:
-        lens = ImageFilter.BoxBlur(rng.uniform(0, 2))
-        image = np.asarray(Image.fromarray(image).filter(lens))
+        picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0, 2)))
     brightness, gamma = rng.uniform(0.85, 1.15), rng.uniform(0.75, 1.33)
     tint = rng.uniform(0.95, 1.05, (3, 1))
     levels = 255 * brightness * tint * (np.arange(256) / 255) ** gamma
-    table = to_bytes(levels).ravel()  # what levels become: 256 of red, then of green, then of blue
-    image = table[image + np.array([0, 256, 512])]
+    picture = picture.point(to_bytes(levels).ravel().tolist())  # 256 of red, of green, of blue
+    image = np.asarray(picture)
     if rng.random() < 0.3:
         strength = rng.uniform(0, 38)
         noise = rng.random(image.shape, np.float32) - 0.5
