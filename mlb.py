@@ -205,7 +205,7 @@ def degrade(image, rng):
     tint = rng.uniform(0.95, 1.05, (3, 1))
     levels = 255 * brightness * tint * (np.arange(256) / 255) ** gamma
     picture = picture.point(to_bytes(levels).ravel().tolist())  # 256 of red, of green, of blue
-    image = np.asarray(picture)
+    image = np.array(picture)  # not asarray: torch wants to be able to write
     if rng.random() < 0.3:
         strength = rng.uniform(0, 38)
         noise = rng.random(image.shape, np.float32) - 0.5
@@ -442,11 +442,6 @@ ROWS = {
     "MLB guided": Row(None, "B guided", "guided teacher"),
     "upper bound": Row(None, "true matte", None),
 }
-# what must stay the same on --resume; "files" is the data set, see fingerprint
-RUN_OPTIONS = ["files", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps"]
-RUN_OPTIONS += ["lr", "weight_decay", "mix", "amp", "compile"]
-# of a row's log: terms of the loss, learning rate, seconds until the batch was there, and in all
-COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", "seconds"]
 SAVE_SECONDS = 10  # between two checkpoints
 HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -547,6 +542,41 @@ def fit(name, seed, nets, args, data):
     return net.eval().requires_grad_(False)
 
 
+def train(args):
+    """Trains a command's rows, seed by seed; the first rank of torchrun tells how good they are."""
+    start = time.monotonic()
+    data = open_data(args)
+    args.files = fingerprint(args.data)
+    seeds = range(args.seeds) if args.command == "compare" else [args.seed]
+    names = [name for name in ROWS if name != "upper bound" or data["true mattes"]]
+    if args.command == "train":
+        names = ["guided teacher", "MLB guided"] if args.guide else ["teacher", "MLB"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    run_rows = map  # one row after another, but on a CPU a row on each core is faster
+    if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
+        cores = min(4, torch.get_num_threads())
+        run_rows = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
+
+    scores = defaultdict(list)
+    with locked(args.out):
+        refuse_another_run(args.out, names, seeds, args)
+        if RANK == 0:
+            counts = [f"{len(paths)} {use}" for use, paths in data.items()]
+            print(args.device, *counts, sep=", ")
+        for seed in seeds:
+            # made here, not in those threads: torch's random numbers are shared
+            nets = {name: new_net(name, seed, args) for name in names}
+            fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
+            # stage 1: teachers, from composites; stage 2: students, from their teachers' labels
+            list(run_rows(fit_row, [name for name in names if "teacher" in name]))
+            list(run_rows(fit_row, [name for name in names if "teacher" not in name]))
+            if RANK == 0:
+                evaluate_seed(nets, scores, args, data)
+    if RANK == 0:
+        print(table(scores))
+        print(f"{(time.monotonic() - start) / 60:.1f} minutes; look at the pictures in {args.out}")
+
+
 def new_net(name, seed, args):
     """A row's network before its first step, the same for all rows of a seed."""
     torch.manual_seed(seed)
@@ -584,14 +614,14 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].mul_(0.95).add_(p.grad)
-                G = torch.atleast_2d(p.grad + 0.95 * momentum).flatten(1)
-                update = math.sqrt(max(G.shape)) * orthogonal(G)
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.mul_(0.95).add_(p.grad)
+                G = p.grad + 0.95 * momentum
+                # batch norm's vectors have one direction: their length alone is forgotten
+                unit = orthogonal(G.flatten(1)) if p.dim() > 1 else F.normalize(G, dim=0)
+                reach = group["lr"] * math.sqrt(max(len(G), G.numel() / len(G)))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * update.view_as(p))
+                p.sub_(reach * unit.view_as(p))
 
 
 def new_optimizer(net, args):
@@ -618,6 +648,25 @@ def new_loader(name, seed, done, steps, args, data):
     pinned = args.device != "cpu"
     size = args.batch // WORLD_SIZE
     return DataLoader(share, size, num_workers=args.workers, pin_memory=pinned)
+
+
+def evaluate_seed(nets, scores, args, data):
+    """Adds the metrics of a seed's networks and labels to scores, and writes all into --out."""
+    evaluate(nets, data["tests"], args.size, scores, args.out / "mattes.png")
+    known = scores if data["true mattes"] else defaultdict(list)  # else there is nothing to measure
+    evaluate(nets, data["labels shown"], args.size, known, args.out / "labels.png")
+    text = json.dumps(scores, indent=1).replace("NaN", "null")
+    (args.out / "metrics.json").write_text(text)
+    (args.out / "table.md").write_text(table(scores) + "\n", encoding="utf-8")
+
+
+# -- 4, continued: what a run reads and writes. None of it is needed to understand the method ----
+
+# what must stay the same on --resume; "files" is the data set, see fingerprint
+RUN_OPTIONS = ["files", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps"]
+RUN_OPTIONS += ["lr", "weight_decay", "mix", "amp", "compile"]
+# of a row's log: terms of the loss, learning rate, seconds until the batch was there, and in all
+COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", "seconds"]
 
 
 def report(name, seed, steps, log, args):
@@ -674,7 +723,8 @@ def load(path, device="cpu"):
         net = MattingNet(width, guided=channels == 4)
         net.load_state_dict(state["net"])
         finite = all(x.isfinite().all() for x in net.state_dict().values())
-        if not finite or "files" not in options or not 32 <= options["size"] < 10**5:
+        whole = {"optimizer", "scaler", "log"} < state.keys() and "files" in options
+        if not finite or not whole or not 32 <= options["size"] < 10**5:
             raise ValueError("its weights or options")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         reason = str(problem)[:80]
@@ -719,51 +769,6 @@ def fingerprint(root):
     return zlib.crc32(repr(sizes).encode())
 
 
-def train(args):
-    """Trains a command's rows, seed by seed; the first rank of torchrun tells how good they are."""
-    start = time.monotonic()
-    data = open_data(args)
-    args.files = fingerprint(args.data)
-    seeds = range(args.seeds) if args.command == "compare" else [args.seed]
-    names = [name for name in ROWS if name != "upper bound" or data["true mattes"]]
-    if args.command == "train":
-        names = ["guided teacher", "MLB guided"] if args.guide else ["teacher", "MLB"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    run_rows = map  # one row after another, but on a CPU a row on each core is faster
-    if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
-        cores = min(4, torch.get_num_threads())
-        run_rows = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
-
-    scores = defaultdict(list)
-    with locked(args.out):
-        refuse_another_run(args.out, names, seeds, args)
-        if RANK == 0:
-            counts = [f"{len(paths)} {use}" for use, paths in data.items()]
-            print(args.device, *counts, sep=", ")
-        for seed in seeds:
-            # made here, not in those threads: torch's random numbers are shared
-            nets = {name: new_net(name, seed, args) for name in names}
-            fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
-            # stage 1: teachers, from composites; stage 2: students, from their teachers' labels
-            list(run_rows(fit_row, [name for name in names if "teacher" in name]))
-            list(run_rows(fit_row, [name for name in names if "teacher" not in name]))
-            if RANK == 0:
-                evaluate_seed(nets, scores, args, data)
-    if RANK == 0:
-        print(table(scores))
-        print(f"{(time.monotonic() - start) / 60:.1f} minutes; look at the pictures in {args.out}")
-
-
-def evaluate_seed(nets, scores, args, data):
-    """Adds the metrics of a seed's networks and labels to scores, and writes all into --out."""
-    evaluate(nets, data["tests"], args.size, scores, args.out / "mattes.png")
-    known = scores if data["true mattes"] else defaultdict(list)  # else there is nothing to measure
-    evaluate(nets, data["labels shown"], args.size, known, args.out / "labels.png")
-    text = json.dumps(scores, indent=1).replace("NaN", "null")
-    (args.out / "metrics.json").write_text(text)
-    (args.out / "table.md").write_text(table(scores) + "\n", encoding="utf-8")
-
-
 @contextlib.contextmanager
 def locked(folder):
     """Holds a folder for one run, until its process ends. Raises UserError where another does."""
@@ -773,11 +778,9 @@ def locked(folder):
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(f"{folder}: another run writes there; take another --out") from None
-    try:
         yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another run writes there; take another --out") from None
     finally:
         os.close(handle)
 
@@ -1189,7 +1192,7 @@ def add_training_options(add, out):
     add("--mattes", type=natural, default=0, help="use so many of D_m; 0: all")
     add("--masks", type=natural, default=0, help="use so many of D_s; 0: all")
     add("--size", type=small, default=128, help="side of a training picture, a multiple of 32")
-    add("--width", type=small, default=32, help="channels of the first stage")
+    add("--width", type=between(int, 1, 512), default=32, help="channels of the first stage")
     add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
     add("--teacher-steps", type=positive, default=1100, help="steps of a teacher")
     add("--steps", type=positive, default=1250, help="steps of a student")
@@ -1235,7 +1238,7 @@ def parse(argv=None):
     add = command("bench", bench, "frames per second, and what each step towards them buys")
     add("--weights", type=Path, help="a row's file; None: random weights, as fast")
     add("--size", type=small, default=512, help="side of a frame, a multiple of 32")
-    add("--width", type=small, default=32, help="channels of the first stage")
+    add("--width", type=between(int, 1, 512), default=32, help="channels of the first stage")
     add("--compile", action="store_true", help="torch.compile the network")
 
     add = command("matte", matte, "cut the person out of photos, or of folders of them")
