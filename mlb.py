@@ -280,7 +280,9 @@ class Mixer(Dataset):
         return self.draw(rng)
 
     def draw(self, rng):
-        """One sample; its target is taken before degrade: a matte has no light, blur or noise."""
+        """One sample: a crop of a pair, a composite's on a crop of a background with clutter, if
+        there are any; then degrade. The target is taken before: a matte has no light, blur or
+        noise. The mask is the target, but a hurried one for composites of the guided."""
         natural = bool(rng.random() >= self.mix)
         pair = self.crop(self.naturals if natural else self.composites, rng)
         image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
@@ -605,7 +607,7 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): a kernel's running mean of gradients, a matrix with a row for each
     output channel, is made orthogonal before it is added: rare directions are learned as fast as
     common ones, and half of AdamW's steps are enough. lr is how far weights move in a step, at
-    most (root mean square). torch's own Muon takes no kernels, and bf16, slow on a CPU."""
+    most (root mean square). torch.optim.Muon takes no kernels, and computes in bf16."""
 
     def __init__(self, groups, lr, weight_decay):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
