@@ -629,7 +629,7 @@ def test_loss_is_finite_and_in_fp32_exercise09():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_hair_of_one_pixel_is_learned_by_heart(seed):
     """Of three pictures one's hair is red, one's green, one's blue, before noise of other colours.
-    The detail term ends below 0.02; without the gate of green near 0.06, without any at 0.13."""
+    The detail term ends at 0.02; without the gate of green at 0.06, without any at 0.13."""
     torch.manual_seed(seed)
     image = 60 + 140 * torch.randint(2, (3, 3, 32, 32), dtype=torch.uint8)
     hair = torch.stack([image[k, k : k + 1] for k in range(3)])
@@ -1690,8 +1690,8 @@ Bugs
  1  composite multiplies by alpha twice: dark edges (premultiplied colours taken for plain ones)
  2  height and width swapped: pictures that are not square are cut off, or the crop is no square
  3  bytes are not divided by 255 in training, but are wherever the network is used
- 4  the head's kernel is not given to the optimizer. Second lesson: nobody clears its gradients
-    either; they grow from step to step and eat the clipping, so that the others learn slowly, too
+ 4  the head's kernel is not given to the optimizer and stays as random as it began: the layers
+    before it learn around that, slowly
  5  the target is degraded as well: labels with other light, blur and noise
  6  a picture without boundary divides 0 by 0: nan, sooner or later
  7  red and blue swapped in training (OpenCV's BGR): skin is blue in batch.png
