@@ -115,7 +115,7 @@ def pairs(images, labels):
     What has no partner is counted in a note; no pair at all raises UserError."""
     photos, answers = find_pictures(images), find_pictures(labels)
     found = {}
-    for image_folder, label_folder in ((None, None), (images, labels)):  # names overrule stems
+    for image_folder, label_folder in ((None, None), (images, labels)):
         named, answered = by_name(photos, image_folder), by_name(answers, label_folder)
         found |= {named[name]: answered[name] for name in named if name in answered}
     if not found:
@@ -234,7 +234,7 @@ def clutter(background, rng):
         elif kind == "rectangle":
             draw.rectangle(box, colour)
         else:
-            points = (left, top) + (width, height) * rng.random((12, 2))
+            points = np.array([left, top]) + np.array([width, height]) * rng.random((12, 2))
             draw.line(points.ravel().tolist(), colour, width=2)
     return np.asarray(picture)
 
@@ -249,8 +249,7 @@ def hurried_mask(matte, rng):
     level = Image.fromarray(rng.integers(100, 240, (8, 8), np.uint8))
     level = level.resize(small.size, Image.BICUBIC)
     inside = np.asarray(small) > np.asarray(level)
-    mask = Image.fromarray(inside).resize(size)
-    return np.uint8(255) * np.asarray(mask)
+    return np.array(Image.fromarray(inside).resize(size).convert("L"))
 
 
 class Mixer(Dataset):
@@ -391,9 +390,9 @@ def blend(M_t, alpha_t, S):
 
 
 def guided_blend(M_t, alpha_t, S):
-    """B of a teacher that has seen S (our extension). A teacher that has not contradicts S mostly
-    where it takes things for people, so that its boundary alone counts. One that has seen S is
-    mostly right where it contradicts S, further out than a boundary is wide, too."""
+    """B of a teacher that has seen S (our extension). One that has not seen S disagrees with it
+    mostly by mistake, so it is trusted at its boundary only. One that has is mostly right where it
+    disagrees, so it is trusted there, too: α′ becomes max(α′, |M′ − S|)."""
     return blend(M_t, torch.maximum(alpha_t, (M_t - S).abs()), S)
 
 
@@ -477,12 +476,12 @@ def label_batch(batch, label, teacher, device):
 
 def train_step(net, batch, label, teacher, optimizer, scaler, half):
     """Forward, backward and update on a batch of the mixer -> terms of the loss, on the device.
-    half: the type of autocast, or None. Nothing here waits for the device."""
+    half: the type of autocast, or None. Nothing here waits for the device, but fp16's scaler."""
     device = next(net.parameters()).device
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
-    # of the label itself: a photo's is that of B, not α′, with what B has left of false outlines
+    # of the label itself: for photos that of B, with what B has left of false outlines, not α′
     boundary = boundary_label(target)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
@@ -503,7 +502,7 @@ def fit(name, seed, nets, args, data):
     net, row = nets[name], ROWS[name]
     teacher = nets.get(row.teacher)
     path = args.out / f"{name}.{seed}.pt"
-    steps = args.teacher_steps if "teacher" in name else args.steps
+    steps = args.teacher_steps if row.label is None else args.steps
 
     optimizer = new_optimizer(net, args)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
@@ -570,8 +569,8 @@ def train(args):
             nets = {name: new_net(name, seed, args) for name in names}
             fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
             # stage 1: teachers, from composites; stage 2: students, from their teachers' labels
-            list(run_rows(fit_row, [name for name in names if "teacher" in name]))
-            list(run_rows(fit_row, [name for name in names if "teacher" not in name]))
+            list(run_rows(fit_row, [name for name in names if ROWS[name].label is None]))
+            list(run_rows(fit_row, [name for name in names if ROWS[name].label]))
             if RANK == 0:
                 evaluate_seed(nets, scores, args, data)
     if RANK == 0:
@@ -580,7 +579,7 @@ def train(args):
 
 
 def new_net(name, seed, args):
-    """A row's network before its first step, the same for all rows of a seed."""
+    """A row's network before its first step: all of a seed are alike, but the guided teacher's."""
     torch.manual_seed(seed)
     net = MattingNet(args.width, guided=name == "guided teacher")
     net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
@@ -590,24 +589,26 @@ def new_net(name, seed, args):
 
 
 def orthogonal(G):
-    """About the orthogonal matrix nearest to a matrix G, (G·Gᵀ)^(-½)·G: its singular values become
-    0.7 to 1.1. The Newton-Schulz iteration of Muon, on G·Gᵀ, which is small, instead of on G."""
+    """About U·Vᵀ for G = U·Σ·Vᵀ: all singular values over a 500th of |G| become 0.7 to 1.2.
+    Muon's Newton-Schulz iteration X ← P·X, P = a + b·A + c·A² and A = X·Xᵀ; here A and the product
+    of all P are iterated, so that wide G is multiplied only twice."""
     A = G @ G.T
     size = A.trace().sqrt() + 1e-12
     A = A / size**2
-    root = unit = torch.eye(len(A), device=A.device)
+    product = unit = torch.eye(len(A), device=A.device)
     for _ in range(5):
-        P = 3.4445 * unit - 4.775 * A + 2.0315 * A @ A  # Jordan's: steep at 0, so 5 are enough
-        root = P @ root
+        P = 3.4445 * unit - 4.775 * A + 2.0315 * A @ A  # steep at 0: 5 are enough
+        product = P @ product
         A = P @ A @ P
-    return root @ G / size
+    return product @ G / size
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): a kernel's running mean of gradients, a matrix with a row for each
-    output channel, is made orthogonal before it is added: rare directions are learned as fast as
-    common ones, and half of AdamW's steps are enough. lr is how far weights move in a step, at
-    most (root mean square). torch.optim.Muon takes no kernels, and computes in bf16."""
+    """Muon (Jordan et al. 2024): SGD with Nesterov's momentum, but a kernel, as a matrix with a row
+    for each output channel, moves by the orthogonal matrix nearest to that: rare directions are
+    learned as fast as common ones. Vectors (batch norm's, the head's bias) keep their direction.
+    lr is about how far weights move in a step (root mean square, as in Liu et al. 2025).
+    torch.optim.Muon accepts 2-D parameters only, and computes in bf16."""
 
     def __init__(self, groups, lr, weight_decay):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
@@ -619,15 +620,15 @@ class Muon(torch.optim.Optimizer):
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 momentum.mul_(0.95).add_(p.grad)
                 G = p.grad + 0.95 * momentum
-                # batch norm's vectors have one direction: their length alone is forgotten
                 unit = orthogonal(G.flatten(1)) if p.dim() > 1 else F.normalize(G, dim=0)
-                reach = group["lr"] * math.sqrt(max(len(G), G.numel() / len(G)))
+                rows, columns = len(G), G.numel() // len(G)
+                scale = math.sqrt(max(rows, columns))  # now the root mean square is 1
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(reach * unit.view_as(p))
+                p.sub_(group["lr"] * scale * unit.view_as(p))
 
 
 def new_optimizer(net, args):
-    """Muon. Kernels decay; batch norm's scales and shifts, and the head's biases, do not."""
+    """Kernels decay; batch norm's scales and shifts, and the head's biases, do not."""
     kernels = [p for p in net.parameters() if p.dim() > 1]
     others = [p for p in net.parameters() if p.dim() == 1]
     groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
@@ -643,7 +644,7 @@ def new_loader(name, seed, done, steps, args, data):
         data["true mattes" if row.label == "true matte" else "masks"],
         args.mix if row.mix is None else row.mix,
         args.size,
-        2 * seed + ("teacher" in name),  # a student must not see its teacher's very composites
+        2 * seed + (row.label is None),  # a student must not see its teacher's very composites
         guided=name == "guided teacher",
     )
     share = Subset(mixer, range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE))
@@ -858,7 +859,8 @@ def to_tensor(picture):
 def predict(net, photo, size, mask=None):
     """Matte and boundary of an RGB picture, 2×H×W in [0, 1] at its own size.
     size: that of the pictures the net was trained on. A guided one needs a mask, an L picture."""
-    scale = 2 / (1 + SMALLEST_CROP) * size / min(photo.size)  # training showed 0.85 of it
+    shown = (1 + SMALLEST_CROP) / 2  # of a photo's short side, on average, in training
+    scale = size / shown / min(photo.size)
     sides = [max(32, 32 * round(scale * side / 32)) for side in photo.size]
     seen = [photo] if mask is None else [photo, mask]
     x = torch.cat([to_tensor(picture.resize(sides, Image.BILINEAR)) for picture in seen])
@@ -870,57 +872,58 @@ def predict(net, photo, size, mask=None):
     return maps[0].cpu()
 
 
-def picture_row(nets, size, photo_path, truth_path, mask_path=None):
+def views_of(nets, size, photo_path, truth_path, mask_path=None):
     """{title: tensor} of a picture: photo, what comes of it, truth. Of a test picture the networks'
     mattes, but it has no mask for guided ones; of a photo of D_s labels, S and its teachers'."""
     photo, truth = read_pair(photo_path, truth_path)
     photo = photo.resize(truth.size)
-    row = {"photo": to_tensor(photo)}
+    views = {"photo": to_tensor(photo)}
     if mask_path is None:
         for name, net in nets.items():
             if not net.guided:
-                row[name] = predict(net, photo, size)[0]
+                views[name] = predict(net, photo, size)[0]
     else:
         mask = read(mask_path, label=True).resize(truth.size)
         S = to_tensor(mask)
-        row["labels S"] = S[0]
+        views["labels S"] = S[0]
         for name in nets:
             if "teacher" in name:
                 guided = " guided" if nets[name].guided else ""
                 M_t, alpha_t = predict(nets[name], photo, size, mask).split(1)
                 B = guided_blend(M_t, alpha_t, S) if guided else blend(M_t, alpha_t, S)
-                row["labels M′" + guided] = M_t[0]
-                row["labels α′" + guided] = alpha_t[0]
-                row["labels B" + guided] = B[0]
-    row["truth"] = to_tensor(truth)[0]
-    return row
+                views["labels M′" + guided] = M_t[0]
+                views["labels α′" + guided] = alpha_t[0]
+                views["labels B" + guided] = B[0]
+    views["truth"] = to_tensor(truth)[0]
+    return views
 
 
 def evaluate(nets, items, size, scores, sheet=None):
     """Adds the mean metrics of items, see open_data, to scores, {title: [metrics, one per seed]};
     a sheet shows the picture with most hair and the one with most error."""
     found = defaultdict(list)
-    hairiest = worst = (-1, 0, None, None)
+    shown = {}
     for count, paths in enumerate(items, start=1):
-        row = picture_row(nets, size, *paths)
-        truth = row["truth"]
+        views = views_of(nets, size, *paths)
+        truth = views["truth"]
         errors = torch.zeros_like(truth)
-        for title in row:
+        for title in views:
             if title not in ("photo", "truth", "labels M′ guided") and "labels α" not in title:
-                found[title].append([*metrics(row[title], truth).values()])
-                errors += (row[title] - truth).abs()
+                found[title].append([*metrics(views[title], truth).values()])
+                errors += (views[title] - truth).abs()
         if sheet:
-            contrast = gradient(row["photo"].mean(dim=0))
+            contrast = gradient(views["photo"].mean(dim=0))
             hair = boundary_label(truth) * torch.from_numpy(contrast)  # as far as one sees it
-            hairiest = max(hairiest, (hair.mean().item(), count, row, hair))
-            worst = max(worst, (errors.mean().item(), count, row, errors))  # of equals the later
+            for name, where in {"most hair": hair, "most error": errors}.items():
+                if name not in shown or where.mean() > shown[name][1].mean():
+                    shown[name] = views, where
         if count % 50 == 0:
             print(f"evaluation: {count} of {len(items)} pictures")
     for title, values in found.items():
         means = torch.tensor(values).nanmean(dim=0).tolist()
         scores[title].append(dict(zip(SCALES, means, strict=True)))
     if sheet:
-        save_sheet({"most hair": hairiest[2:], "most error": worst[2:]}, sheet)
+        save_sheet(shown, sheet)
 
 
 def table(scores):
@@ -937,27 +940,27 @@ def table(scores):
     return "\n".join("| " + " | ".join(f"{cell:>17}" for cell in line) + " |" for line in lines)
 
 
-def save_sheet(rows, path):
-    """Saves {name: (row, where)}: a row {"photo": 3×H×W, title: H×W, ..., the truth}, and a map H×W
-    of where to look. A column for each title: whole; enlarged where the map is highest; and what it
-    cuts out there, in the photo's colours, on plain green."""
-    (first, _), *_ = rows.values()
-    cell, height = 228, 34 + 3 * 228  # sides of a cell; of a row and its titles
-    page = Image.new("RGB", (cell * len(first), height * len(rows)), "lightgrey")
+def save_sheet(pictures, path):
+    """Saves {name: (views, where)}: views {"photo": 3×H×W, title: H×W, ..., the truth}, and a map
+    H×W of where to look. A column for each title: whole; enlarged where the map is highest; and
+    what it cuts out there, in the photo's colours, on plain green."""
+    columns = max(len(views) for views, _ in pictures.values())
+    cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
+    page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
     draw = ImageDraw.Draw(page)
     write = functools.partial(draw.text, fill="black", anchor="mm", font_size=20)
-    for i, (name, (row, where)) in enumerate(rows.items()):
+    for i, (name, (views, where)) in enumerate(pictures.items()):
         side = min(56, *where.shape)
         share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         window = (..., slice(top, top + side), slice(left, left + side))
-        green = row["photo"].new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)  # on the photo's device
-        for k, (title, x) in enumerate(row.items()):
+        green = views["photo"].new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)  # on the photo's device
+        for k, (title, x) in enumerate(views.items()):
             cells = [x, x[window]]
             if title == "photo":
                 title = name
             elif "labels α" not in title:  # a boundary cuts nothing out
-                cells.append(composite(row["photo"], x, green)[window])
+                cells.append(composite(views["photo"], x, green)[window])
             title = title.removeprefix("labels ").replace("α", "boundary")
             write((cell * k + 112, height * i + 18), title.replace("′", "'"))  # as the font has it
             for j, x in enumerate(cells):
@@ -968,14 +971,14 @@ def save_sheet(rows, path):
 
 def save_batch(image, mask, target, path):
     """What a row's network is shown first, as batch.png beside its file."""
-    rows = {}
+    pictures = {}
     for k in range(min(2, len(image))):
         label = target[k, 0]
-        alpha = boundary_label(label)
-        row = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α": alpha}
-        rows[f"sample {k}"] = row, alpha
+        boundary = boundary_label(label)
+        views = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α": boundary}
+        pictures[f"sample {k}"] = views, boundary
     part = path.with_suffix(".png")  # rows that train side by side draw one each
-    save_sheet(rows, part)
+    save_sheet(pictures, part)
     os.replace(part, path.with_name("batch.png"))
 
 
@@ -1084,8 +1087,8 @@ def bench(args):
 
 
 def blur(x, radius):
-    """Box blur of C×H×W by radius pixels: over 3 + 1 + 3 cells of a grid with three to a radius. At
-    the edges the mean is over what there is: zeros would darken them."""
+    """Box blur of C×H×W: means over 7×7 cells of a grid whose cells are a third of the radius wide.
+    At the edges the mean is over what there is: zeros would darken them."""
     grid = [max(1, 3 * side // radius) for side in x.shape[1:]]
     cells = F.adaptive_avg_pool2d(x, grid)[None]
     cells = F.avg_pool2d(cells, kernel_size=7, stride=1, padding=3, count_include_pad=False)
@@ -1184,15 +1187,15 @@ def between(kind, least, most=10**9):
     return number
 
 
-positive, natural, small = between(int, 1), between(int, 0), between(int, 1, 8192)
+positive, whole, small = between(int, 1), between(int, 0), between(int, 1, 8192)
 
 
 def add_training_options(add, out):
     """The options that train and compare share."""
     add("--out", type=Path, default=out, help="folder for all that is written")
     add("--data", type=Path, default=SAMPLE, help="folder of the data set")
-    add("--mattes", type=natural, default=0, help="use so many of D_m; 0: all")
-    add("--masks", type=natural, default=0, help="use so many of D_s; 0: all")
+    add("--mattes", type=whole, default=0, help="use so many of D_m; 0: all")
+    add("--masks", type=whole, default=0, help="use so many of D_s; 0: all")
     add("--size", type=small, default=128, help="side of a training picture, a multiple of 32")
     add("--width", type=between(int, 1, 512), default=32, help="channels of the first stage")
     add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
@@ -1202,7 +1205,7 @@ def add_training_options(add, out):
     add("--weight-decay", type=between(float, 0), default=1.0, help="of the kernels")
     add("--mix", type=between(float, 0, 1), default=0.25, help="a student's share of composites")
     add("--amp", choices=["auto", *HALF], default="auto", help="auto: bf16 or fp16 on CUDA")
-    add("--workers", type=natural, help="processes that load data; None: 0, on a GPU up to 8")
+    add("--workers", type=whole, help="processes that load data; None: 0, on a GPU up to 8")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--resume", action="store_true", help="go on with the run in --out")
 
@@ -1210,7 +1213,7 @@ def add_training_options(add, out):
 def add_weights(add):
     """The options of what uses trained weights."""
     add("--weights", type=Path, default="runs/mlb/MLB.0.pt", help="a row's file")
-    add("--size", type=natural, default=0, help="side of its training pictures; 0: as in the file")
+    add("--size", type=whole, default=0, help="side of its training pictures; 0: as in the file")
 
 
 def parse(argv=None):
@@ -1225,7 +1228,7 @@ def parse(argv=None):
         return p.add_argument
 
     add = command("train", train, "train a teacher and its student")
-    add("--seed", type=natural, default=0, help="of everything random")
+    add("--seed", type=whole, default=0, help="of everything random")
     add("--guide", action="store_true", help="our extension: a teacher that sees the mask")
     add_training_options(add, "runs/mlb")
 
@@ -1271,7 +1274,7 @@ def settle(args):
         if args.device == "mps":
             raise UserError("--device mps: batch norm learns wrongly there (pytorch issue 175189)")
         if args.amp == "auto":
-            half = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
             args.amp = "off" if on_cpu else half
         if args.workers is None:
             args.workers = 0 if on_cpu else min(8, os.cpu_count())
