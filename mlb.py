@@ -280,8 +280,8 @@ class Mixer(Dataset):
 
     def draw(self, rng):
         """One sample: a crop of a pair, a composite's on a crop of a background with clutter, if
-        there are any; then degrade. The target is taken before: a matte has no light, blur or
-        noise. The mask is the target, but a hurried one for composites of the guided."""
+        there are any; then degrade. For composites of a guided mixer the mask is a hurried_mask of
+        the target, else the target, taken before degrade: a matte has no light, blur or noise."""
         natural = bool(rng.random() >= self.mix)
         pair = self.crop(self.naturals if natural else self.composites, rng)
         image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
@@ -942,8 +942,8 @@ def table(scores):
 
 def save_sheet(pictures, path):
     """Saves {name: (views, where)}: views {"photo": 3×H×W, title: H×W, ..., the truth}, and a map
-    H×W of where to look. A column for each title: whole; enlarged where the map is highest; and
-    what it cuts out there, in the photo's colours, on plain green."""
+    H×W of where to look. A column for each title: whole; enlarged where the map is highest, mattes
+    as their square root, so that faint strands are seen; and what it cuts out there, on green."""
     columns = max(len(views) for views, _ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
     page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
@@ -954,13 +954,14 @@ def save_sheet(pictures, path):
         share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         window = (..., slice(top, top + side), slice(left, left + side))
-        green = views["photo"].new_tensor([0.1, 0.5, 0.3]).view(3, 1, 1)  # on the photo's device
+        green = views["photo"].new_tensor([0.5, 0.8, 0.6]).view(3, 1, 1)  # on the photo's device
         for k, (title, x) in enumerate(views.items()):
             cells = [x, x[window]]
             if title == "photo":
-                title = name
+                title = f"photo: {name}"
             elif "labels α" not in title:  # a boundary cuts nothing out
-                cells.append(composite(views["photo"], x, green)[window])
+                person = composite(views["photo"], x, green)
+                cells = [x, x[window].sqrt(), person[window]]
             title = title.removeprefix("labels ").replace("α", "boundary")
             write((cell * k + 112, height * i + 18), title.replace("′", "'"))  # as the font has it
             for j, x in enumerate(cells):

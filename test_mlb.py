@@ -1409,6 +1409,8 @@ HINTS = {  # what a message of Python's or torch's means here
     "ambiguous": "; compare twice, each in parentheses, and join by &",
     "bitwise": "; put each comparison in parentheses",
     "Cannot handle": "; degrade takes bytes, see to_bytes",
+    "broadcast": "; alpha needs an axis for colours, as target[..., None] has",
+    "high <= 0": "; are there backgrounds?",
 }
 ANSWERS = {  # right answers that are not the book's
     1: "return torch.where((M <= low) | (M >= high), 0.0, 1.0).to(M)",
@@ -1647,28 +1649,29 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
     11: "rng).transpose(2, 0, 1) => rng).transpose(2, 0, 1)[..., :: rng.choice([-1, 1])] => "
     "a_composite_by_hand_exercise05",
 }
-NOTES = """Instructor's notes: 60 minutes, after an installation at home
+NOTES = """Instructor's notes: 60 minutes, after an installation at home. Who has no working laptop
+(nobody has tried Windows) works in pairs. Goals: to say what a mask knows and what a teacher knows;
+to write the method's three formulas and its sample; to find a bug by looking at what is learned.
 
- 5  the five points of README; labels.png of a run you made before, on the wall. Start the lab run:
+ 5  the five points of README; data_sample/labels.png on the wall. Start the lab run:
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
 10  holes 1 to 3, README closed:   python test_mlb.py hole 1 2 3 5 --to my_mlb.py
     after each:   python test_mlb.py grade my_mlb.py
-18  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
-    photo? (It would have light, blur and noise.)
- 2  the lab's table: why is labels B no better than labels S at the boundary (163, 160)? (This
-    teacher has hardly learned.)
-10  bug 10:   python test_mlb.py bug 10 --to bug10.py
+20  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
+    photo? (It would have light, blur and noise.) Usual mistakes: alpha without an axis for colours,
+    no look whether there are backgrounds, degrade before the composite. Then one step with it:
+    python my_mlb.py train --size 64 --teacher-steps 1 --steps 1 --out runs/mine   and its batch.png
+ 5  data_sample/mattes.png and README's large table: what do masks alone give, what does blending
+    add, where does it lose (SAD)? In the lab's table labels B is no better than labels S at the
+    boundary (163, 160): its teacher has hardly learned
+10  bug 10, in a run of yours, pictures first, code later: who is blended with whom? In labels.png,
+    below, B is M' with a faint S in it; labels B is 66 where it was 11
+    python test_mlb.py bug 10 --to bug10.py
     python bug10.py train --size 64 --teacher-steps 150 --steps 150 --out runs/bug10
-    Who is blended with whom? In labels.png, below, B is M' with a faint S in it; labels B is 66
-    where it was 11
- 3  bug 7, from batch.png alone:   python test_mlb.py bug 7 --to bug7.py
-    python bug7.py train --size 64 --teacher-steps 1 --steps 1 --out runs/bug7
-    Photo and mask tell; label and boundary are an untrained teacher's. Its MLB.0.csv serves
-    exercise 11, too
- 5  exercise 11: the loss before the first step; why is detail near 1/4?
- 5  discussion: what does the mask know, what the teacher? What do the tests of hole 5 not see?
-    (That bytes are rounded, not cut off.)
-If time is short, leave bug 7 and exercise 11.
+ 5  exercise 11, from runs/mine: the loss before the first step; why is detail near 1/4?
+ 5  discussion: in mattes.png of a run, where does the student lose what its teacher has? What do
+    the tests of hole 5 not see? (That bytes are rounded, not cut off.)
+If time is left: bug 7, from batch.png alone (one step is enough); if it is short, no exercise 11.
 
 The answers stand in test_mlb.py, which the students have, and diff and grade find any bug: say so.
 Bug 8 is seen on CUDA alone. The most-hair picture of a sheet is the same for all runs; the other is
