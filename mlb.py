@@ -615,6 +615,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """Moves all parameters by their gradients; each has one."""
         for group in self.param_groups:
             for p in group["params"]:
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
@@ -622,7 +623,7 @@ class Muon(torch.optim.Optimizer):
                 G = p.grad + 0.95 * momentum
                 unit = orthogonal(G.flatten(1)) if p.dim() > 1 else F.normalize(G, dim=0)
                 rows, columns = len(G), G.numel() // len(G)
-                scale = math.sqrt(max(rows, columns))  # now the root mean square is 1
+                scale = math.sqrt(max(rows, columns))  # with it the root mean square is about 1
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * scale * unit.view_as(p))
 
@@ -781,9 +782,11 @@ def locked(folder):
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
+        os.close(handle)
         raise UserError(f"{folder}: another run writes there; take another --out") from None
+    try:
+        yield
     finally:
         os.close(handle)
 
@@ -1188,7 +1191,8 @@ def between(kind, least, most=10**9):
     return number
 
 
-positive, whole, small = between(int, 1), between(int, 0), between(int, 1, 8192)
+positive, whole = between(int, 1), between(int, 0)
+pixels, channels = between(int, 1, 8192), between(int, 1, 512)
 
 
 def add_training_options(add, out):
@@ -1197,8 +1201,8 @@ def add_training_options(add, out):
     add("--data", type=Path, default=SAMPLE, help="folder of the data set")
     add("--mattes", type=whole, default=0, help="use so many of D_m; 0: all")
     add("--masks", type=whole, default=0, help="use so many of D_s; 0: all")
-    add("--size", type=small, default=128, help="side of a training picture, a multiple of 32")
-    add("--width", type=between(int, 1, 512), default=32, help="channels of the first stage")
+    add("--size", type=pixels, default=128, help="side of a training picture, a multiple of 32")
+    add("--width", type=channels, default=32, help="channels of the first stage")
     add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
     add("--teacher-steps", type=positive, default=1100, help="steps of a teacher")
     add("--steps", type=positive, default=1250, help="steps of a student")
@@ -1243,8 +1247,8 @@ def parse(argv=None):
 
     add = command("bench", bench, "frames per second, and what each step towards them buys")
     add("--weights", type=Path, help="a row's file; None: random weights, as fast")
-    add("--size", type=small, default=512, help="side of a frame, a multiple of 32")
-    add("--width", type=between(int, 1, 512), default=32, help="channels of the first stage")
+    add("--size", type=pixels, default=512, help="side of a frame, a multiple of 32")
+    add("--width", type=channels, default=32, help="channels of the first stage")
     add("--compile", action="store_true", help="torch.compile the network")
 
     add = command("matte", matte, "cut the person out of photos, or of folders of them")
