@@ -10,10 +10,11 @@ from the teacher:
     M′, α′  the teacher's two outputs       S       segmentation label, 0 or 1, without hair
     B       blended label: α′·M′ + (1 − α′)·S
 
-Deviations. The paper's text was not at hand: the formulas of α and B are our reading of summaries.
-Ours, where we knew nothing: network, losses, optimizer, augmentation, an α′ that is used soft, a
-student that starts from scratch, sees D_m too (the dataset mixer) and learns the boundary of B. An
-extension, in rows of its own: a guided teacher, which sees S as well, see guided_blend.
+Deviations. We did not have the paper's text: the formulas of α and B are our reading of summaries.
+Where we knew nothing we chose: the network, the losses, the optimizer, the augmentation; α′ is used
+as a probability, without a threshold; the student starts from scratch, sees D_m too (the dataset
+mixer) and learns the boundary of B. One extension has rows of its own: a guided teacher, which sees
+S as well, see guided_blend.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def note(text):
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no PostScript, whatever a suffix says
 SMALLEST_CROP = 0.7  # a training picture shows from 0.7 to 1 of a photo's short side
-CACHED = 256  # decoded pictures that are kept; those of a longer list are not
+CACHED = 256  # pairs that are kept decoded; those of a longer list are not
 SAMPLE = Path(__file__).with_name("data_sample")
 
 
@@ -252,13 +253,21 @@ def hurried_mask(matte, rng):
     return np.array(Image.fromarray(inside).resize(size).convert("L"))
 
 
+def annotate(matte, rng):
+    """A mask as one annotator or another makes it of a matte, bytes H×W: half of them careful, the
+    matte cut at one half, half hurried. A teacher that saw hurried ones alone in training would
+    mend what is right in careful ones."""
+    careful = rng.random() < 0.5
+    return np.uint8(255) * (matte > 127) if careful else hurried_mask(matte, rng)
+
+
 class Mixer(Dataset):
     """The dataset mixer of composites (D_m) and natural photos (D_s). Sample i is a pure function
     of (seed, i), to the last bit: a run resumes exactly, workers change nothing, ranks take every
     n-th.
 
     composites: (foreground, alpha) paths; backgrounds: paths, or none: photos as they are;
-    naturals: (photo, label) paths; mix: share of composites, with hurried masks if guided.
+    naturals: (photo, label) paths; mix: share of composites, with annotated masks if guided.
     """
 
     def __init__(self, composites, backgrounds, naturals, mix, size, seed=0, guided=False):
@@ -279,9 +288,10 @@ class Mixer(Dataset):
         return self.draw(rng)
 
     def draw(self, rng):
-        """One sample: a crop of a pair, a composite's on a crop of a background with clutter, if
-        there are any; then degrade. For composites of a guided mixer the mask is a hurried_mask of
-        the target, else the target, taken before degrade: a matte has no light, blur or noise."""
+        """One sample. A crop of a pair: of a natural one with probability 1 − mix, else of a
+        composite. If there are backgrounds, the composite is put on a crop of one, after clutter.
+        Then the image is degraded. The target is not: a matte has no light, blur or noise. The mask
+        is the target, but for a guided mixer's composite what annotate makes of it."""
         natural = bool(rng.random() >= self.mix)
         pair = self.crop(self.naturals if natural else self.composites, rng)
         image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
@@ -290,7 +300,7 @@ class Mixer(Dataset):
             alpha = target[..., None] / np.float32(255)
             image = to_bytes(composite(image, alpha, background))
         image = degrade(image, rng).transpose(2, 0, 1)
-        mask = hurried_mask(target, rng) if self.guided and not natural else target
+        mask = annotate(target, rng) if self.guided and not natural else target
         return {"image": image, "target": target[None], "mask": mask[None], "natural": natural}
 
     def crop(self, items, rng):
@@ -392,8 +402,9 @@ def blend(M_t, alpha_t, S):
 def guided_blend(M_t, alpha_t, S):
     """B of a teacher that has seen S (our extension). One that has not seen S disagrees with it
     mostly by mistake, so it is trusted at its boundary only. One that has is mostly right where it
-    disagrees, so it is trusted there, too: α′ becomes max(α′, |M′ − S|)."""
-    return blend(M_t, torch.maximum(alpha_t, (M_t - S).abs()), S)
+    disagrees: its matte is blended in once more, by the square of how far it contradicts S."""
+    B = blend(M_t, alpha_t, S)
+    return blend(M_t, (M_t - S) ** 2, B)
 
 
 def laplacian_loss(prediction, target, levels=4):
@@ -404,7 +415,7 @@ def laplacian_loss(prediction, target, levels=4):
     total = 0
     for level in range(levels):
         coarse = F.avg_pool2d(difference, 2)
-        fine = difference - F.interpolate(coarse, scale_factor=2, mode="nearest")
+        fine = difference - F.interpolate(coarse, scale_factor=2.0)
         total = total + 2**level * fine.abs().mean()
         difference = coarse
     return total / levels
@@ -481,7 +492,7 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
-    # of the label itself: for photos that of B, with what B has left of false outlines, not α′
+    # the boundary of the label being learned: that of B, false outlines included, and not α′
     boundary = boundary_label(target)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
@@ -490,7 +501,7 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     scaler.step(optimizer)  # left out where fp16 overflowed; update then lowers the scale
     scaler.update()
 
-    terms = torch.stack(list(terms.values())).detach()
+    terms = torch.stack([terms[name] for name in COLUMNS[:5]]).detach()
     if WORLD_SIZE > 1:  # the log tells of the whole batch
         distributed.all_reduce(terms)
     return terms / WORLD_SIZE
@@ -506,8 +517,7 @@ def fit(name, seed, nets, args, data):
 
     optimizer = new_optimizer(net, args)
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
-    device = torch.device(args.device).type
-    scaler = torch.amp.GradScaler(device, enabled=args.amp == "fp16")
+    scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.amp == "fp16")
     parts = {"net": net, "optimizer": optimizer, "scaler": scaler}
     log = []  # COLUMNS of each step
     if path.exists():
@@ -525,7 +535,7 @@ def fit(name, seed, nets, args, data):
     for step, batch in enumerate(loader, start=len(log) + 1):
         waited = time.monotonic() - clock
         if step == 1 and RANK == 0:
-            save_batch(*label_batch(batch, row.label, teacher, args.device), path)
+            save_batch(*label_batch(batch, row.label, teacher, args.device), batch["natural"], path)
         rate = learning_rate(step, steps, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -548,10 +558,14 @@ def train(args):
     start = time.monotonic()
     data = open_data(args)
     args.files = fingerprint(args.data)
-    seeds = range(args.seeds) if args.command == "compare" else [args.seed]
-    names = [name for name in ROWS if name != "upper bound" or data["true mattes"]]
-    if args.command == "train":
+    if args.command == "compare":
+        seeds = range(args.seeds)
+        names = [name for name in ROWS if name != "upper bound" or data["true mattes"]]
+    else:
+        seeds = [args.seed]
         names = ["guided teacher", "MLB guided"] if args.guide else ["teacher", "MLB"]
+    teachers = [name for name in names if ROWS[name].label is None]
+    students = [name for name in names if name not in teachers]
     args.out.mkdir(parents=True, exist_ok=True)
     run_rows = map  # one row after another, but on a CPU a row on each core is faster
     if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
@@ -568,9 +582,8 @@ def train(args):
             # made here, not in those threads: torch's random numbers are shared
             nets = {name: new_net(name, seed, args) for name in names}
             fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
-            # stage 1: teachers, from composites; stage 2: students, from their teachers' labels
-            list(run_rows(fit_row, [name for name in names if ROWS[name].label is None]))
-            list(run_rows(fit_row, [name for name in names if ROWS[name].label]))
+            list(run_rows(fit_row, teachers))  # stage 1, from composites
+            list(run_rows(fit_row, students))  # stage 2, from their teachers' labels
             if RANK == 0:
                 evaluate_seed(nets, scores, args, data)
     if RANK == 0:
@@ -605,8 +618,8 @@ def orthogonal(G):
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): SGD with Nesterov's momentum, but a kernel, as a matrix with a row
-    for each output channel, moves by the orthogonal matrix nearest to that: rare directions are
-    learned as fast as common ones. Vectors (batch norm's, the head's bias) keep their direction.
+    for each output channel, moves by the orthogonal matrix nearest to its momentum: rare directions
+    are learned as fast as common ones. Vectors (batch norm's, the head's bias) keep direction.
     lr is about how far weights move in a step (root mean square, as in Liu et al. 2025).
     torch.optim.Muon accepts 2-D parameters only, and computes in bf16."""
 
@@ -656,9 +669,12 @@ def new_loader(name, seed, done, steps, args, data):
 
 def evaluate_seed(nets, scores, args, data):
     """Adds the metrics of a seed's networks and labels to scores, and writes all into --out."""
-    evaluate(nets, data["tests"], args.size, scores, args.out / "mattes.png")
-    known = scores if data["true mattes"] else defaultdict(list)  # else there is nothing to measure
-    evaluate(nets, data["labels shown"], args.size, known, args.out / "labels.png")
+    found = evaluate(nets, data["tests"], args.size, args.out / "mattes.png")
+    of_labels = evaluate(nets, data["known"], args.size, args.out / "labels.png")
+    if data["true mattes"]:  # else there was nothing to measure
+        found |= of_labels
+    for title, means in found.items():
+        scores[title].append(means)
     text = json.dumps(scores, indent=1).replace("NaN", "null")
     (args.out / "metrics.json").write_text(text)
     (args.out / "table.md").write_text(table(scores) + "\n", encoding="utf-8")
@@ -675,15 +691,15 @@ COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", 
 
 def report(name, seed, steps, log, args):
     """Prints how far a row has come, and notes what holds it up."""
-    step, loss = len(log), log[-1][COLUMNS.index("total")]
-    seconds = [entry[-1] for entry in log]
-    pace = np.mean(seconds[-50:])
+    columns = dict(zip(COLUMNS, np.transpose(log), strict=True))
+    step, loss, seconds = len(log), columns["total"][-1], columns["seconds"]
+    pace = seconds[-50:].mean()
     left = timedelta(seconds=round(pace * (steps - step)))
     print(f"{name:17} seed {seed}  step {step:5}/{steps}  loss {loss:.4f}  {left} left")
-    waited = sum(entry[-2] for entry in log) / sum(seconds)
+    waited = columns["waited"].sum() / seconds.sum()
     if args.device != "cpu" and step == steps and waited > 0.2:
         note(f"{waited:.0%} of {name} was waiting: more --workers, or shrink large photos once")
-    elif args.device == "cpu" and pace > 2 * np.mean(seconds[:50]):
+    elif args.device == "cpu" and pace > 2 * seconds[:50].mean():
         note("steps take twice as long as at first: on a busy machine try OMP_NUM_THREADS=1")
 
 
@@ -709,7 +725,7 @@ def save(path, parts, log, args):
 
 
 def run_options(path, args):
-    """What must stay the same on --resume: the row and RUN_OPTIONS."""
+    """A row's name and its RUN_OPTIONS, see there."""
     return {"row": path.stem} | {name: getattr(args, name) for name in RUN_OPTIONS}
 
 
@@ -721,14 +737,14 @@ def load(path, device="cpu"):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         options = state["options"]
-        width, channels = state["net"]["down4.0.weight"].shape[:2]
+        width, inputs = state["net"]["down4.0.weight"].shape[:2]
         if 1000 * width**2 > os.path.getsize(path):
             raise ValueError("it can't be as wide as it says")
-        net = MattingNet(width, guided=channels == 4)
+        net = MattingNet(width, guided=inputs == 4)
         net.load_state_dict(state["net"])
         finite = all(x.isfinite().all() for x in net.state_dict().values())
-        whole = {"optimizer", "scaler", "log"} < state.keys() and "files" in options
-        if not finite or not whole or not 32 <= options["size"] < 10**5:
+        complete = {"optimizer", "scaler", "log"} < state.keys() and "files" in options
+        if not finite or not complete or not 32 <= options["size"] < 10**5:
             raise ValueError("its weights or options")
     except Exception as problem:  # a damaged or hostile file makes torch raise what it likes
         reason = str(problem)[:80]
@@ -755,9 +771,9 @@ def open_data(args):
         "tests": pairs(root / "test/image", root / "test/alpha"),
         "true mattes": [(photo, truth) for photo, truth, _ in known],
         # of thousands it would take hours; without truths there are three to look at
-        "labels shown": known[:100] or [(photo, mask, mask) for photo, mask in masks[:3]],
+        "known": known[:100] or [(photo, mask, mask) for photo, mask in masks[:3]],
     }
-    for photo, *labels in data["tests"] + data["labels shown"]:
+    for photo, *labels in data["tests"] + data["known"]:
         for label in labels:
             read_pair(photo, label)
     return data
@@ -775,7 +791,7 @@ def fingerprint(root):
 
 @contextlib.contextmanager
 def locked(folder):
-    """Holds a folder for one run, until its process ends. Raises UserError where another does."""
+    """Holds a folder while a block runs. Raises UserError where another process holds it."""
     if fcntl is None or RANK > 0:
         yield
         return
@@ -849,7 +865,7 @@ def metrics(prediction, truth):
 
 def to_picture(x):
     """A tensor 3×H×W or H×W in [0, 1] as an RGB or L picture."""
-    array = to_bytes(255 * x.cpu().numpy())
+    array = to_bytes(255 * x.numpy())
     return Image.fromarray(array.transpose(1, 2, 0) if array.ndim == 3 else array)
 
 
@@ -887,46 +903,52 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
                 views[name] = predict(net, photo, size)[0]
     else:
         mask = read(mask_path, label=True).resize(truth.size)
-        S = to_tensor(mask)
-        views["labels S"] = S[0]
-        for name in nets:
+        S = to_tensor(mask)[0]
+        views["labels S"] = S
+        for name, net in nets.items():
             if "teacher" in name:
-                guided = " guided" if nets[name].guided else ""
-                M_t, alpha_t = predict(nets[name], photo, size, mask).split(1)
-                B = guided_blend(M_t, alpha_t, S) if guided else blend(M_t, alpha_t, S)
-                views["labels M′" + guided] = M_t[0]
-                views["labels α′" + guided] = alpha_t[0]
-                views["labels B" + guided] = B[0]
+                kind = " guided" if net.guided else ""
+                M_t, alpha_t = predict(net, photo, size, mask)
+                B = guided_blend(M_t, alpha_t, S) if net.guided else blend(M_t, alpha_t, S)
+                views["labels M′" + kind] = M_t
+                views["labels α′" + kind] = alpha_t
+                views["labels B" + kind] = B
     views["truth"] = to_tensor(truth)[0]
     return views
 
 
-def evaluate(nets, items, size, scores, sheet=None):
-    """Adds the mean metrics of items, see open_data, to scores, {title: [metrics, one per seed]};
-    a sheet shows the picture with most hair and the one with most error."""
+def evaluate(nets, items, size, sheet=None):
+    """{title: mean metrics} of items, see open_data. A sheet shows the picture with most hair and
+    the one with most error, summed over columns, and of this the place where the last one errs."""
     found = defaultdict(list)
-    shown = {}
+    shown, highest = {}, {"most hair": -1, "most error": -1}
     for count, paths in enumerate(items, start=1):
         views = views_of(nets, size, *paths)
         truth = views["truth"]
-        errors = torch.zeros_like(truth)
+        errors = 0
         for title in views:
             if title not in ("photo", "truth", "labels M′ guided") and "labels α" not in title:
-                found[title].append([*metrics(views[title], truth).values()])
-                errors += (views[title] - truth).abs()
+                found[title].append(metrics(views[title], truth))
+                error = (views[title] - truth).abs()
+                errors += error.mean()
         if sheet:
             contrast = gradient(views["photo"].mean(dim=0))
             hair = boundary_label(truth) * torch.from_numpy(contrast)  # as far as one sees it
-            for name, where in {"most hair": hair, "most error": errors}.items():
-                if name not in shown or where.mean() > shown[name][1].mean():
-                    shown[name] = views, where
+            for name, much, where in (
+                ("most hair", hair.mean(), hair),
+                ("most error", errors, error),
+            ):
+                if much > highest[name]:
+                    highest[name], shown[name] = much, (views, where)
         if count % 50 == 0:
             print(f"evaluation: {count} of {len(items)} pictures")
-    for title, values in found.items():
-        means = torch.tensor(values).nanmean(dim=0).tolist()
-        scores[title].append(dict(zip(SCALES, means, strict=True)))
     if sheet:
         save_sheet(shown, sheet)
+    means = defaultdict(dict)
+    for title, scores in found.items():
+        for key in SCALES:
+            means[title][key] = torch.tensor([score[key] for score in scores]).nanmean().item()
+    return means
 
 
 def table(scores):
@@ -951,36 +973,42 @@ def save_sheet(pictures, path):
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
     page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
     draw = ImageDraw.Draw(page)
-    write = functools.partial(draw.text, fill="black", anchor="mm", font_size=20)
+    green = torch.tensor([0.5, 0.8, 0.6]).view(3, 1, 1)
     for i, (name, (views, where)) in enumerate(pictures.items()):
         side = min(56, *where.shape)
         share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         window = (..., slice(top, top + side), slice(left, left + side))
-        green = views["photo"].new_tensor([0.5, 0.8, 0.6]).view(3, 1, 1)  # on the photo's device
         for k, (title, x) in enumerate(views.items()):
             cells = [x, x[window]]
             if title == "photo":
                 title = f"photo: {name}"
+                framed = to_picture(x)
+                box = (left, top, left + side - 1, top + side - 1)
+                thick = 1 + max(framed.size) // 128
+                ImageDraw.Draw(framed).rectangle(box, outline="red", width=thick)
+                cells[0] = to_tensor(framed)
             elif "labels α" not in title:  # a boundary cuts nothing out
                 person = composite(views["photo"], x, green)
                 cells = [x, x[window].sqrt(), person[window]]
-            title = title.removeprefix("labels ").replace("α", "boundary")
-            write((cell * k + 112, height * i + 18), title.replace("′", "'"))  # as the font has it
+            title = title.removeprefix("labels ").replace("α", "boundary").replace("′", "'")
+            place = (cell * k + 112, height * i + 18)
+            draw.text(place, title, "black", anchor="mm", font_size=20)  # the font has no α, no ′
             for j, x in enumerate(cells):
                 picture = ImageOps.pad(to_picture(x), (224, 224), Image.NEAREST, "lightgrey")
                 page.paste(picture, (cell * k, height * i + 34 + cell * j))
-    page.save(path)
+    page.save(path, compress_level=1)
 
 
-def save_batch(image, mask, target, path):
-    """What a row's network is shown first, as batch.png beside its file."""
+def save_batch(image, mask, target, natural, path):
+    """What a row's network is shown first, as batch.png beside its file: of a batch the first
+    natural photo and the first composite."""
+    image, mask, target = image.cpu(), mask.cpu(), target.cpu()
     pictures = {}
-    for k in range(min(2, len(image))):
-        label = target[k, 0]
+    for k, label in enumerate(target.squeeze(1)):
         boundary = boundary_label(label)
         views = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α": boundary}
-        pictures[f"sample {k}"] = views, boundary
+        pictures.setdefault("natural" if natural[k] else "composite", (views, boundary))
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(pictures, part)
     os.replace(part, path.with_name("batch.png"))
@@ -1001,9 +1029,8 @@ def print_metrics(args):
     """The metrics of one network on the test pictures of --data."""
     net, size = trained_net(args)
     tests = pairs(args.data / "test/image", args.data / "test/alpha")
-    scores = defaultdict(list)
-    evaluate({args.weights.name: net}, tests, size, scores)
-    print(table(scores))
+    found = evaluate({args.weights.name: net}, tests, size)
+    print(table({name: [means] for name, means in found.items()}))
 
 
 # == 6  Benchmark: frames per second, and what each step towards them buys =======================
@@ -1041,37 +1068,37 @@ def time_in_turn(ladder, device):
 
 @torch.no_grad()
 def bench(args):
-    """Times a ladder of networks in turn, so that a slow moment of the machine hits all, then bytes
-    to bytes with the fastest. The difference is the matte's largest change against fp32."""
-    torch.backends.cudnn.allow_tf32 = False  # by default torch rounds fp32 on a GPU
+    """Times a ladder of networks, then bytes to bytes with the fastest. The difference is the
+    matte's largest change against fp32."""
+    torch.backends.cudnn.allow_tf32 = False  # by default convolutions round fp32
     net = MattingNet(args.width).eval()
     if args.weights:
         net, _ = trained_net(args)
     plain = copy.deepcopy(net).to(args.device, memory_format=torch.contiguous_format)
     net = net.to(args.device, memory_format=torch.channels_last)
-    small = fold(net).to(torch.bfloat16 if args.device == "cpu" else torch.float16)
+    half = fold(net).to(torch.bfloat16 if args.device == "cpu" else torch.float16)
     frame = torch.randint(256, (1, args.size, args.size, 3), dtype=torch.uint8)
     frame = frame.permute(0, 3, 1, 2)  # channels-last, as cameras give it
     x = frame.to(args.device) / 255
-    x_small = x.to(small.head.weight.dtype)
+    x_half = x.to(half.head.weight.dtype)
     ladder = {
         "fp32": (plain, x.contiguous()),
         "+ channels-last": (net, x),
         "+ batch norm folded": (fold(net), x),
-        "+ 16-bit weights": (small, x_small),
+        "+ 16-bit weights": (half, x_half),
     }
     if "cuda" in args.device:  # its kernels are launched as one
-        graph = torch.cuda.make_graphed_callables(copy.deepcopy(small), (x_small.clone(),))
-        ladder["+ CUDA graph"] = graph, x_small
+        graph = torch.cuda.make_graphed_callables(copy.deepcopy(half), (x_half.clone(),))
+        ladder["+ CUDA graph"] = graph, x_half
     if args.compile:
-        ladder["+ compile"] = torch.compile(small, mode="reduce-overhead"), x_small
+        ladder["+ compile"] = torch.compile(half, mode="reduce-overhead"), x_half
     torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
     times = time_in_turn(ladder, args.device)
-    fastest, like = ladder[min(times, key=times.get)]
+    fastest, fastest_x = ladder[min(times, key=times.get)]
 
     def end_to_end(frame):
         """What a video call pays for: bytes in, bytes out."""
-        logits, _ = fastest(frame.to(args.device).to(like.dtype) / 255)
+        logits, _ = fastest(frame.to(args.device).to(fastest_x.dtype) / 255)
         return (255 * logits.float().sigmoid()).round().byte().cpu()
 
     times |= time_in_turn({"end to end, in bytes": (end_to_end, frame)}, args.device)
@@ -1079,8 +1106,8 @@ def bench(args):
     print(f"{args.device}, torch {torch.__version__}, {threads} threads, {args.size}x{args.size}")
     exact = plain(x)[0].sigmoid()
     for name, ms in times.items():
-        run, x = ladder.get(name, (fastest, like))
-        difference = (run(x)[0].float().sigmoid() - exact).abs().max()
+        run, given = ladder.get(name, (fastest, fastest_x))
+        difference = (run(given)[0].float().sigmoid() - exact).abs().max()
         print(f"{name:20} {ms:8.2f} ms {1000 / ms:8.1f} FPS   difference {difference:.4f}")
     print("Each row keeps what the rows above have; difference: the largest from fp32's matte.")
     print("A CPU without 16-bit units computes 16-bit weights more slowly than fp32.")
@@ -1126,25 +1153,26 @@ def cut_out(net, size, photo):
 
 
 def photos_among(paths, out):
-    """{real path: path} of photos and of those in folders, but of nothing that lies in out: an
-    earlier run has made it."""
+    """{real path: path} of photos, and of those in folders but not in out: an earlier run has made
+    these."""
     photos = {}
     for path in paths:
-        found = find_pictures(path) if path.is_dir() else [path]
-        for photo in found:
-            if photo == path or photo.parent.resolve() != out.resolve():
-                photos[photo.resolve()] = photo
+        found = [path]
+        if path.is_dir():
+            found = [p for p in find_pictures(path) if p.parent.resolve() != out.resolve()]
+        photos |= {photo.resolve(): photo for photo in found}
     if not photos:
         raise UserError(f"{out}: all photos lie there; take another --out")
     return photos
 
 
 def matte(args):
-    """Cuts the person out of photos and folders of them: OUT/NAME.png, with alpha and the person's
-    colours alone. What fails is named, and the rest go on; no photo is written over."""
+    """Writes cut-outs of photos and of folders of them to OUT/NAME.png. What fails is named, and
+    the rest go on; no photo is written over."""
     net, size = trained_net(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    photos, written = photos_among(args.photos, args.out), set()
+    photos = photos_among(args.photos, args.out)
+    written = set()
     for path in photos.values():
         target = args.out / f"{path.stem}.png"
         part = target.with_suffix(".part")
@@ -1204,8 +1232,8 @@ def add_training_options(add, out):
     add("--size", type=pixels, default=128, help="side of a training picture, a multiple of 32")
     add("--width", type=channels, default=32, help="channels of the first stage")
     add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
-    add("--teacher-steps", type=positive, default=1100, help="steps of a teacher")
-    add("--steps", type=positive, default=1250, help="steps of a student")
+    add("--teacher-steps", type=positive, default=1500, help="steps of a teacher")
+    add("--steps", type=positive, default=1200, help="steps of a student")
     add("--lr", type=between(float, 0), default=3e-3, help="highest learning rate")
     add("--weight-decay", type=between(float, 0), default=1.0, help="of the kernels")
     add("--mix", type=between(float, 0, 1), default=0.25, help="a student's share of composites")
@@ -1283,8 +1311,8 @@ def settle(args):
             args.amp = "off" if on_cpu else half
         if args.workers is None:
             args.workers = 0 if on_cpu else min(8, os.cpu_count())
-        share, rest = divmod(args.batch, WORLD_SIZE)
-        if rest or share * args.size == 32:  # batch norm needs more than one value
+        per_rank, rest = divmod(args.batch, WORLD_SIZE)
+        if rest or (per_rank, args.size) == (1, 32):  # 1/32 of 32: batch norm of a single value
             raise UserError(f"--batch {args.batch}: too small, or no multiple of the ranks")
     if {"RANK", "WORLD_SIZE"} & os.environ.keys() and "MASTER_ADDR" not in os.environ:
         raise UserError("RANK or WORLD_SIZE is set, but not by torchrun: unset both")

@@ -6,6 +6,7 @@ grep -n _exercise test_mlb.py finds their tests, and the answers are at the end 
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import itertools
@@ -324,6 +325,15 @@ def test_hurried_mask_is_random_and_uneven_exercise08():
     assert (masks == again).all(), "expected one seed to give one mask, got another"
 
 
+def test_half_of_the_annotators_are_careful(monkeypatch):
+    monkeypatch.setattr(mlb, "hurried_mask", lambda matte, rng: 0 * matte)
+    matte = disc(soft=6)
+    masks = over_seeds(mlb.annotate, matte)
+    careful = (masks == 255 * (matte > 127)).all((1, 2))
+    hurried = (masks == 0).all((1, 2))
+    assert_close([careful.mean(), hurried.mean()], [0.5, 0.5], 0.1)
+
+
 def person_mixer(mix=0.5, **more):
     """A mixer of one photo as red as its soft matte is white; composites have a blue background."""
     y, x = np.mgrid[:48, :48]
@@ -338,6 +348,9 @@ def person_mixer(mix=0.5, **more):
 def test_samples_depend_on_seed_and_index_alone_exercise05():
     mixer = person_mixer(guided=True)
     samples = [mixer[i] for i in range(9)]
+    keys = sorted(samples[0])
+    expected = ["image", "mask", "natural", "target"]
+    assert keys == expected, f"expected keys {expected}, got {keys}"
     for i in (8, 0, 7, 3, 0, 5):
         for key, again in mixer[i].items():
             same = np.array_equal(again, samples[i][key])
@@ -345,19 +358,21 @@ def test_samples_depend_on_seed_and_index_alone_exercise05():
     other = person_mixer(seed=1)[0]
     differ = not np.array_equal(other["image"], samples[0]["image"])
     assert differ, "expected seeds to differ, got the same"
-    for got in (other["image"][:1], other["target"], other["mask"]):
-        assert got.shape == (1, 32, 32), f"expected a channel of 32×32, got {got.shape}"
-        assert got.dtype == np.uint8, f"expected bytes, 0 to 255, got {got.dtype}"
+    for key, channels in {"image": 3, "target": 1, "mask": 1}.items():
+        got = other[key]
+        expected = channels, 32, 32
+        assert got.shape == expected, f"expected {key} of shape {expected}, got {got.shape}"
+        assert got.dtype == np.uint8, f"expected {key} in bytes, 0 to 255, got {got.dtype}"
 
 
 def test_mix_is_the_share_of_composites_exercise05():
     mixer = person_mixer(0.25)
-    share = np.mean([not mixer[i]["natural"] for i in range(300)])
-    assert abs(share - 0.25) < 0.07, f"expected a share of composites of 0.25, got {share:.2f}"
+    share = np.mean([not mixer[i]["natural"] for i in range(100)])
+    assert abs(share - 0.25) < 0.15, f"expected a share of composites of 0.25, got {share:.2f}"
 
 
 def one_grey(given, rng):
-    """Stands for degrade, clutter or hurried_mask: all of one random level."""
+    """Stands for degrade, clutter or annotate: all of one random level."""
     return np.full_like(given, rng.integers(256))
 
 
@@ -406,8 +421,8 @@ def test_a_composite_by_hand_exercise05(monkeypatch):
         assert off < 0.02, f"expected blending, then degrade, got {off:.2f} off"
 
 
-def test_a_hurried_mask_changes_nothing_else_exercise05(monkeypatch):
-    monkeypatch.setattr(mlb, "hurried_mask", lambda matte, rng: 0 * matte)
+def test_an_annotated_mask_changes_nothing_else_exercise05(monkeypatch):
+    monkeypatch.setattr(mlb, "annotate", lambda matte, rng: 0 * matte)
     plain, guided = (person_mixer(1, guided=guided)[0] for guided in (False, True))
     for key in ("image", "target"):
         same = np.array_equal(plain[key], guided[key])
@@ -433,21 +448,21 @@ def test_every_picture_is_drawn_from_exercise05(monkeypatch):
     assert got == [2, 1, 3], f"expected crops of 2 photos, 1 composite, 3 backgrounds, got {got}"
 
 
-def test_only_composites_for_the_guided_have_hurried_masks_exercise05(monkeypatch):
-    monkeypatch.setattr(mlb, "hurried_mask", one_grey)
+def test_only_composites_for_the_guided_have_annotated_masks_exercise05(monkeypatch):
+    monkeypatch.setattr(mlb, "annotate", one_grey)
     for mix, guided, expected in ((1, True, True), (1, False, False), (0, True, False)):
         mixer = person_mixer(mix, guided=guided)
         if guided:
             mixer.backgrounds = []
         target, mask = mixer[0]["target"], mixer[0]["mask"]
-        kind = "hurried_mask's" if expected else "its target as the"
-        hurried = (mask == mask.max()).all()
+        kind = "annotate's" if expected else "its target as the"
+        annotated = (mask == mask.max()).all()
         same = np.array_equal(mask, target)
         said = f"expected {kind} mask for mix {mix} and guided {guided}, got another"
-        assert hurried if expected else same, said
+        assert annotated if expected else same, said
         if expected:
             levels = {int(mixer[i]["mask"].max()) for i in range(8)}
-            assert len(levels) > 4, "expected hurried_mask with the sample's rng, got masks alike"
+            assert len(levels) > 4, "expected annotate with the sample's rng, got masks alike"
 
 
 def test_a_crop_is_a_square_anywhere_mirrored_or_not():
@@ -484,7 +499,7 @@ backgrounds = mlb.find_pictures(matte / "background")
 naturals = mlb.pairs(segmentation / "image", segmentation / "mask")
 for size in (128, 160):
     mixer = mlb.Mixer(composites, backgrounds, naturals, 0.5, size, seed=1, guided=True)
-    one_by_one = [[i] for i in range(30)]
+    one_by_one = [[i] for i in range(12)]
     for sample in torch.utils.data.DataLoader(
         mixer, batch_sampler=one_by_one, num_workers=int(sys.argv[1])
     ):
@@ -496,12 +511,13 @@ print(digest.hexdigest())
 
 @pytest.mark.slow
 def test_samples_have_the_same_bits_for_any_threads_and_workers():
-    found = set()
-    for threads, workers in (("1", 0), ("2", 0), ("2", 2)):
-        out, problem = start("-c", DIGEST, workers, OMP_NUM_THREADS=threads).communicate()
-        assert len(out) == 65, f"expected a digest, got {problem}"
-        found.add(out)
+    children = [
+        start("-c", DIGEST, workers, OMP_NUM_THREADS=threads)
+        for threads, workers in (("1", 0), ("2", 0), ("2", 2))
+    ]
+    found = {child.communicate()[0] for child in children}
     assert len(found) == 1, f"expected the same bits, got {found}"
+    assert len(found.pop()) == 65, "expected a digest"
 
 
 # == 2  Model ===================================================================================
@@ -566,10 +582,11 @@ def test_blend_exercise03():
 
 
 def test_a_guided_teacher_is_believed_where_it_contradicts_the_mask():
+    """By 0.8, of which the square is 0.64: 0.2 becomes 0.64 · 0.8 + 0.36 · 0.2."""
     M_t = torch.tensor([0.8, 0.8, 0.8])
     alpha_t = torch.tensor([0.25, 0.25, 1])
     S = torch.tensor([0.0, 1, 0])
-    assert_close(mlb.guided_blend(M_t, alpha_t, S), [0.64, 0.95, 0.8])
+    assert_close(mlb.guided_blend(M_t, alpha_t, S), [0.584, 0.944, 0.8])
 
 
 def test_laplacian_loss_exercise04():
@@ -627,7 +644,7 @@ def test_loss_is_finite_and_in_fp32_exercise09():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_hair_of_one_pixel_is_learned_by_heart(seed):
+def test_hair_of_one_pixel_is_memorised(seed):
     """Of three pictures one's hair is red, one's green, one's blue, before noise of other colours.
     The detail term ends at 0.02; without the gate of green at 0.06, without any at 0.13."""
     torch.manual_seed(seed)
@@ -640,7 +657,7 @@ def test_hair_of_one_pixel_is_learned_by_heart(seed):
     for _ in range(60):
         terms = mlb.train_step(net, batch, None, None, optimizer, scaler, None)
     detail = terms[mlb.COLUMNS.index("detail")]
-    assert detail < 0.03, f"expected hair learned by heart, got a detail term of {detail:.3f}"
+    assert detail < 0.03, f"expected hair memorised, got a detail term of {detail:.3f}"
 
 
 def make_batch():
@@ -979,10 +996,10 @@ def test_ctrl_c_ends_compare_at_once_and_tells_how_to_go_on():
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, capsys):
     """And while one run lives, no other writes to its folder."""
-    out, more = Path("killed"), ["--teacher-steps", 60, "--steps", 60, "--resume"]
+    out, more = Path("killed"), ["--teacher-steps", 25, "--steps", 25, "--resume"]
     run("train", toy, OUT, *more)
     words = ["train", "--data", toy, "--out", out, *TINY, *more]
-    for lines in (3, 21, 17, 14):  # of progress
+    for lines in (3, 13, 16, 7):  # of progress
         with start("-c", SAVE_EACH_STEP, *words) as child:
             for _ in range(lines):
                 child.stdout.readline()
@@ -1002,14 +1019,16 @@ sys.exit(mlb.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_what_one_learns(toy):
+def test_two_ranks_learn_what_one_learns(toy, monkeypatch):
     """Without batch norm, of which each rank has statistics of its own on a CPU."""
     Path("rank.py").write_text(RANK)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    for out, launcher in {"one": [], "two": torchrun}.items():
-        words = ["train", "--data", toy, "--out", out, *TINY]
-        with start(*launcher, "rank.py", *words) as child:
-            child.communicate()
+    words = ["rank.py", "train", "--data", toy, "--out", "two", *TINY]
+    with start(*torchrun, *words) as child:
+        child.communicate()
+    conv = mlb.conv
+    monkeypatch.setattr(mlb, "conv", lambda *given, **more: conv(*given, **more).eval())
+    run("train", toy, "one")
     for name in ("teacher.0.csv", "MLB.0.csv"):
         one, two = (log_of(Path(out, name)) for out in ("one", "two"))
         assert_close(two["total"], one["total"], 1e-4)
@@ -1367,13 +1386,13 @@ def connectivity_exercise17():
     blob[6:8, 3] = 1
     for name, prediction, expected in (
         ("the truth itself", truth, 0),
-        ("two pixels more", blob, 2),
-        ("0.9 truth", 0.9 * truth, 3 * 0.1),
+        ("two pixels more, apart", blob, 2),
+        ("0.9 truth, 3 of its pixels linked by a corner alone", 0.9 * truth, 3 * 0.1),
         ("0.8 truth", 0.8 * truth, 21 * 0.2 + 3 * 0.2),
     ):
         found = 1000 * mlb.connectivity(prediction, truth)
         off = abs(found - expected)
-        assert off < 1e-6, f"expected {expected:.1f} thousandths for {name}, got {found:.1f}"
+        assert off < 1e-6, f"expected 1000·Conn of {expected:.1f} for {name}, got {found:.1f}"
 
 
 if hasattr(mlb, "edge_band"):
@@ -1398,11 +1417,11 @@ HOLES = {  # tests ..._exercise01 to 10 guard them
     10: "fold",
 }
 EXTENSIONS = {16: "edge_band", 17: "connectivity"}  # functions of the student's own
-TOLD = {  # the answer where mlb.py tells it elsewhere: left out too
+TOLD = {  # other places where mlb.py gives an answer away: a hole leaves them out
     1: ["0.05 < M < 0.95", "low < M < high"],
     2: ["alpha · foreground + (1 − alpha) · background"],
     3: ["α′·M′ + (1 − α′)·S"],
-    5: [": a matte has no light, blur or noise."],
+    5: [": a matte has no light, blur or noise"],
 }
 HINTS = {  # what a message of Python's or torch's means here
     "NoneType": "; is there a return?",
@@ -1412,7 +1431,7 @@ HINTS = {  # what a message of Python's or torch's means here
     "broadcast": "; alpha needs an axis for colours, as target[..., None] has",
     "high <= 0": "; are there backgrounds?",
 }
-ANSWERS = {  # right answers that are not the book's
+ANSWERS = {  # right answers that differ from mlb.py's
     1: "return torch.where((M <= low) | (M >= high), 0.0, 1.0).to(M)",
     2: """
         rest = background - background * alpha
@@ -1439,7 +1458,7 @@ ANSWERS = {  # right answers that are not the book's
             image = np.uint8(np.round(composite(image, alpha, behind)))
         mask = target
         if self.guided and not natural:
-            mask = hurried_mask(target, rng)
+            mask = annotate(target, rng)
         image = np.moveaxis(degrade(image, rng), 2, 0)
         return dict(image=image, target=target[None], mask=mask[None], natural=natural)
     """,
@@ -1572,13 +1591,13 @@ WRONG = {
         degrade(image, rng) => image => both[:, :, :3] => degrade(both[..., :3], rng) => blending
         self.guided and => => expected its target
         target=target => target=degrade(np.dstack([target] * 3), rng)[..., 0] => without degrade
-        target=target[None], mask=mask => target=mask[None], mask=target => hurried_mask
+        target=target[None], mask=mask => target=mask[None], mask=target => annotate
         target=target[None] => target=mask[None] => the mask alone
-        mask = hurried_mask(target, rng) => mask = np.uint8(255) * (target > 127) => hurried_mask's
+        mask = annotate(target, rng) => mask = np.uint8(255) * (target > 127) => annotate's
         degrade(image, rng) => degrade(clutter(image, rng), rng) => as it is
         degrade(image, rng) => degrade(image, np.random.default_rng(0)) => degrade with the sample's
         clutter(behind, rng) => clutter(behind, np.random.default_rng(self.seed)) => clutter with
-        hurried_mask(target, rng) => hurried_mask(target, np.random.default_rng(0)) => masks alike
+        annotate(target, rng) => annotate(target, np.random.default_rng(0)) => masks alike
         crop(self.backgrounds => crop(self.backgrounds[:1] => expected crops
     """,
     6: """
@@ -1659,18 +1678,20 @@ to write the method's three formulas and its sample; to find a bug by looking at
     after each:   python test_mlb.py grade my_mlb.py
 20  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
     photo? (It would have light, blur and noise.) Usual mistakes: alpha without an axis for colours,
-    no look whether there are backgrounds, degrade before the composite. Then one step with it:
+    not checking that there are backgrounds, degrade before the composite. Then one step with it:
     python my_mlb.py train --size 64 --teacher-steps 1 --steps 1 --out runs/mine   and its batch.png
+    (the photo's label is grey and all boundary: its teacher knows nothing; look at the composite)
  5  data_sample/mattes.png and README's large table: what do masks alone give, what does blending
     add, where does it lose (SAD)? In the lab's table labels B is no better than labels S at the
     boundary (163, 160): its teacher has hardly learned
-10  bug 10, in a run of yours, pictures first, code later: who is blended with whom? In labels.png,
-    below, B is M' with a faint S in it; labels B is 66 where it was 11
+10  bug 10, run before class: show runs/bug10's labels.png and table beside runs/lab's, the code
+    later. Who is blended with whom? The MSE of labels B is 66 instead of 11.5
     python test_mlb.py bug 10 --to bug10.py
     python bug10.py train --size 64 --teacher-steps 150 --steps 150 --out runs/bug10
  5  exercise 11, from runs/mine: the loss before the first step; why is detail near 1/4?
- 5  discussion: in mattes.png of a run, where does the student lose what its teacher has? What do
-    the tests of hole 5 not see? (That bytes are rounded, not cut off.)
+ 5  discussion: in data_sample/mattes.png, where does the student lose what its teacher has? (The
+    outermost strands fade.) What do the tests of hole 5 not see? (That bytes are rounded, not cut
+    off.)
 If time is left: bug 7, from batch.png alone (one step is enough); if it is short, no exercise 11.
 
 The answers stand in test_mlb.py, which the students have, and diff and grade find any bug: say so.
@@ -1680,7 +1701,7 @@ the run's own.
 Predict, then measure (MSE, boundary MAD, e-3; as it is: teacher 86, 280; MLB 40, 259)
 11  matte and boundary near ln 2 = 0.693, detail near 1/4
 12  teacher 167, 327; MLB 44, 267: the teacher suffers; the student has its masks
-13  MLB 88, 280: without masks a student is hardly better than its teacher
+13  MLB 88, 280: without masks a student is no better than its teacher
 14  MLB 49, 264: fewer scenes to learn people in; the boundary hardly suffers
 15  teacher 106, 288; MLB 40, 256: the teacher suffers, by more than seeds differ (86 to 93); its
     student does not (MLB 40 to 42): masks know the scenes
@@ -1699,7 +1720,7 @@ Bugs
  5  the target is degraded as well: labels with other light, blur and noise
  6  a picture without boundary divides 0 by 0: nan, sooner or later
  7  red and blue swapped in training (OpenCV's BGR): skin is blue in batch.png
- 8  no wait for the GPU after the call: launches are timed, not work; hundreds of thousands of FPS
+ 8  no wait for the GPU after the call: launches are timed, not work; impossibly many FPS
  9  the sigmoid is taken twice in the matte's loss: it learns slowly and stays grey
 10  M' and S swapped in the blend: hair from the mask, semantics from the teacher
 11  the image is mirrored without its label, half of the time
@@ -1715,6 +1736,7 @@ def say_what_is_tested(request):
         warnings.warn("mlb.py itself is tested, not your file: set MLB=my_mlb", stacklevel=1)
 
 
+@functools.cache
 def functions(text):
     """{name: node of its syntax tree} of the functions of a text."""
     nodes = ast.walk(ast.parse(text, "your file"))
@@ -1751,6 +1773,12 @@ def with_bug(number):
     return text.replace(old, new)
 
 
+@functools.cache
+def compiled(text):
+    """The code of a text of mlb.py."""
+    return compile(text, "your file", "exec")
+
+
 def failure(test, text):
     """What a test of this file says of another text of mlb.py; "" if it passes."""
     module = types.ModuleType("my_mlb")
@@ -1760,11 +1788,12 @@ def failure(test, text):
         monkeypatch.chdir(folder)
         fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
         try:
-            exec(compile(text, "your file", "exec"), vars(module))
+            exec(compiled(text), vars(module))
             test(**fixtures)
         except (Exception, pytest.fail.Exception) as problem:
             said = str(problem).split("\n")[0]
-            if "expected" in said or "not written yet" in said:
+            ours = isinstance(problem, (AssertionError, pytest.fail.Exception))
+            if (ours and "expected" in said) or "not written yet" in said:
                 return said
             for word, hint in HINTS.items():
                 if word in said:
