@@ -131,7 +131,7 @@ def read(path, label=False, short=10**6):
     """A picture file, upright: a photo as RGB; a label (matte or mask) as L, 255 for the person.
     short: the short side in pixels that is enough, faster to decode. Raises UserError."""
     if not os.path.isfile(path):  # a pipe would hang
-        raise UserError(f"{path}: no such file; give another")
+        raise UserError(f"{path}: no picture there; give another")
     try:
         # an opened file, not its path: Pillow would map grey TIFF files, and forget to turn them
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
@@ -1159,7 +1159,8 @@ def photos_among(paths, out):
     for path in paths:
         found = [path]
         if path.is_dir():
-            found = [p for p in find_pictures(path) if p.parent.resolve() != out.resolve()]
+            with contextlib.suppress(UserError):  # an empty one will be named among what fails
+                found = [p for p in find_pictures(path) if p.parent.resolve() != out.resolve()]
         photos |= {photo.resolve(): photo for photo in found}
     if not photos:
         raise UserError(f"{out}: all photos lie there; take another --out")

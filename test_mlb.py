@@ -1159,14 +1159,15 @@ def test_alpha_is_the_matte_and_colours_are_the_persons_alone():
 
 
 def test_bad_photos_are_named_and_the_rest_goes_on(student, capsys):
-    """Bad is also a second photo of one name."""
+    """Bad is also a second photo of one name, and an empty folder."""
     good = save_photo("good.png")
     Path("cut.png").write_bytes(good.read_bytes()[:99])
     os.mkfifo("pipe.jpg")
-    bad = ["cut.png", "pipe.jpg", "gone.jpg"]
+    Path("empty").mkdir()
+    bad = ["cut.png", "pipe.jpg", "gone.jpg", "empty"]
     assert call("matte", *bad, good, save_photo("b/good.jpg"), *student) == 2
     lines = capsys.readouterr().err.splitlines()
-    for name, line in zip([*bad, "b/good.jpg", "4 of 5"], lines, strict=True):
+    for name, line in zip([*bad, "b/good.jpg", "5 of 6"], lines, strict=True):
         assert name in line
     assert os.listdir(CUT) == ["good.png"]
 
