@@ -921,7 +921,7 @@ def evaluate(nets, items, size, sheet=None):
     """{title: mean metrics} of items, see open_data. A sheet shows the picture with most hair and
     the one with most error, summed over columns, and of this the place where the last one errs."""
     found = defaultdict(list)
-    shown, highest = {}, {"most hair": -1, "most error": -1}
+    shown, highest = {}, {"photo: most hair": -1, "photo: most error": -1}
     for count, paths in enumerate(items, start=1):
         views = views_of(nets, size, *paths)
         truth = views["truth"]
@@ -935,8 +935,8 @@ def evaluate(nets, items, size, sheet=None):
             contrast = gradient(views["photo"].mean(dim=0))
             hair = boundary_label(truth) * torch.from_numpy(contrast)  # as far as one sees it
             for name, much, where in (
-                ("most hair", hair.mean(), hair),
-                ("most error", errors, error),
+                ("photo: most hair", hair.mean(), hair),
+                ("photo: most error", errors, error),
             ):
                 if much > highest[name]:
                     highest[name], shown[name] = much, (views, where)
@@ -982,7 +982,7 @@ def save_sheet(pictures, path):
         for k, (title, x) in enumerate(views.items()):
             cells = [x, x[window]]
             if title == "photo":
-                title = f"photo: {name}"
+                title = name
                 framed = to_picture(x)
                 box = (left, top, left + side - 1, top + side - 1)
                 thick = 1 + max(framed.size) // 128
@@ -1008,7 +1008,7 @@ def save_batch(image, mask, target, natural, path):
     for k, label in enumerate(target.squeeze(1)):
         boundary = boundary_label(label)
         views = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α": boundary}
-        pictures.setdefault("natural" if natural[k] else "composite", (views, boundary))
+        pictures.setdefault("natural photo" if natural[k] else "composite", (views, boundary))
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(pictures, part)
     os.replace(part, path.with_name("batch.png"))
