@@ -487,6 +487,13 @@ def test_a_crop_is_a_square_anywhere_mirrored_or_not():
     assert_close((left > right).mean(), 0.5, 0.1)  # mirrored
 
 
+def test_a_photo_is_decoded_no_smaller_than_its_smallest_crop_needs(monkeypatch):
+    monkeypatch.setattr(mlb, "read_pair_once", Mock(wraps=mlb.read_pair))
+    person_mixer(mix=0)[0]
+    _, _, short = mlb.read_pair_once.call_args.args
+    assert short == 46, "32 / 0.7"
+
+
 def test_a_damaged_file_is_named_and_another_takes_its_place(capsys):
     mixer = person_mixer(mix=0)
     gone = "gone.png", "alpha.png"
@@ -1154,6 +1161,10 @@ def test_bench_prints_a_row_for_each_step(student, capsys, monkeypatch):
     assert "nan" not in "".join(lines), "each row is timed"
     assert max(off[:3]) < 1e-4, "neither layout nor folding changes the matte"
     assert 0 < off[3] < 0.05, "16 bits change it a little"
+
+
+def test_bench_needs_no_weights():
+    assert call("bench", "--size", 32, "--width", 8, "--device", "cpu") == 0
 
 
 def test_the_clock_waits_for_cuda(monkeypatch):
