@@ -255,8 +255,8 @@ def hurried_mask(matte, rng):
 
 def annotate(matte, rng):
     """A mask as one annotator or another makes it of a matte, bytes H×W: half of them careful, the
-    matte cut at one half, half hurried. A teacher that saw hurried ones alone in training would
-    mend what is right in careful ones."""
+    matte cut at one half, half hurried (our extension). A teacher that saw hurried ones alone in
+    training would mend what is right in careful ones."""
     careful = rng.random() < 0.5
     return np.uint8(255) * (matte > 127) if careful else hurried_mask(matte, rng)
 
@@ -501,7 +501,7 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     scaler.step(optimizer)  # left out where fp16 overflowed; update then lowers the scale
     scaler.update()
 
-    terms = torch.stack([terms[name] for name in COLUMNS[:5]]).detach()
+    terms = torch.stack([terms[name] for name in COLUMNS if name in terms]).detach()
     if WORLD_SIZE > 1:  # the log tells of the whole batch
         distributed.all_reduce(terms)
     return terms / WORLD_SIZE
@@ -921,7 +921,7 @@ def evaluate(nets, items, size, sheet=None):
     """{title: mean metrics} of items, see open_data. A sheet shows the picture with most hair and
     the one with most error, summed over columns, and of this the place where the last one errs."""
     found = defaultdict(list)
-    shown, highest = {}, {"photo: most hair": -1, "photo: most error": -1}
+    shown, highest = {}, defaultdict(lambda: -1)
     for count, paths in enumerate(items, start=1):
         views = views_of(nets, size, *paths)
         truth = views["truth"]
@@ -967,8 +967,9 @@ def table(scores):
 
 def save_sheet(pictures, path):
     """Saves {name: (views, where)}: views {"photo": 3×H×W, title: H×W, ..., the truth}, and a map
-    H×W of where to look. A column for each title: whole; enlarged where the map is highest, mattes
-    as their square root, so that faint strands are seen; and what it cuts out there, on green."""
+    H×W of where to look. A column for each title: whole, with a frame on the photo where the map is
+    highest; enlarged there, mattes as their square root, so that faint strands are seen; and what
+    it cuts out there, on green."""
     columns = max(len(views) for views, _ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
     page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
@@ -1076,22 +1077,22 @@ def bench(args):
         net, _ = trained_net(args)
     plain = copy.deepcopy(net).to(args.device, memory_format=torch.contiguous_format)
     net = net.to(args.device, memory_format=torch.channels_last)
-    half = fold(net).to(torch.bfloat16 if args.device == "cpu" else torch.float16)
+    folded_half = fold(net).to(torch.bfloat16 if args.device == "cpu" else torch.float16)
     frame = torch.randint(256, (1, args.size, args.size, 3), dtype=torch.uint8)
     frame = frame.permute(0, 3, 1, 2)  # channels-last, as cameras give it
     x = frame.to(args.device) / 255
-    x_half = x.to(half.head.weight.dtype)
+    x_half = x.to(folded_half.head.weight.dtype)
     ladder = {
         "fp32": (plain, x.contiguous()),
         "+ channels-last": (net, x),
         "+ batch norm folded": (fold(net), x),
-        "+ 16-bit weights": (half, x_half),
+        "+ 16-bit weights": (folded_half, x_half),
     }
     if "cuda" in args.device:  # its kernels are launched as one
-        graph = torch.cuda.make_graphed_callables(copy.deepcopy(half), (x_half.clone(),))
+        graph = torch.cuda.make_graphed_callables(copy.deepcopy(folded_half), (x_half.clone(),))
         ladder["+ CUDA graph"] = graph, x_half
     if args.compile:
-        ladder["+ compile"] = torch.compile(half, mode="reduce-overhead"), x_half
+        ladder["+ compile"] = torch.compile(folded_half, mode="reduce-overhead"), x_half
     torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
     times = time_in_turn(ladder, args.device)
     fastest, fastest_x = ladder[min(times, key=times.get)]
