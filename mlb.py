@@ -208,9 +208,9 @@ def degrade(image, rng):
     picture = picture.point(to_bytes(levels).ravel().tolist())  # 256 of red, of green, of blue
     image = np.array(picture)  # not asarray: torch wants to be able to write
     if rng.random() < 0.3:
-        strength = rng.uniform(0, 38)
-        noise = rng.random(image.shape, np.float32) - 0.5
-        image = to_bytes(image + strength * noise)
+        strength = rng.integers(20)
+        noise = rng.integers(-strength, strength + 1, image.shape, np.int16)
+        image = to_bytes(image + noise)
     return image
 
 
@@ -290,13 +290,13 @@ class Mixer(Dataset):
     def draw(self, rng):
         """One sample. A crop of a pair: of a natural one with probability 1 − mix, else of a
         composite. If there are backgrounds, the composite is put on a crop of one, after clutter.
-        Then the image is degraded. The target is not: a matte has no light, blur or noise. The mask
-        is the target, but for a guided mixer's composite what annotate makes of it."""
+        Then the image is degraded, the target is not (a matte has no light, blur or noise). The
+        mask is the target, but for a guided mixer's composite what annotate makes of it."""
         natural = bool(rng.random() >= self.mix)
-        pair = self.crop(self.naturals if natural else self.composites, rng)
-        image, target = pair[..., :3], pair[..., 3]  # cut as one, so that they can't part
+        image, target = self.crop(self.naturals if natural else self.composites, rng)
         if self.backgrounds and not natural:
-            background = clutter(self.crop(self.backgrounds, rng), rng)
+            background, _ = self.crop(self.backgrounds, rng)
+            background = clutter(background, rng)
             alpha = target[..., None] / np.float32(255)
             image = to_bytes(composite(image, alpha, background))
         image = degrade(image, rng).transpose(2, 0, 1)
@@ -304,7 +304,8 @@ class Mixer(Dataset):
         return {"image": image, "target": target[None], "mask": mask[None], "natural": natural}
 
     def crop(self, items, rng):
-        """A random square of a random item, half of them mirrored: size×size×C."""
+        """A random square of a random item, half of them mirrored: size×size×3, and the same of its
+        label, size×size, if it has one."""
         paths = items[rng.integers(len(items))]
         short = math.ceil(self.size / SMALLEST_CROP)
         load_pair = read_pair_once if len(items) <= CACHED else read_pair
@@ -315,12 +316,13 @@ class Mixer(Dataset):
         square = photo.crop(box)
         if label:
             square.putalpha(label.resize(photo.size).crop(box))
-        # torch resizes bytes three times as fast as Pillow, and a label beside the colours
-        x = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-        x = F.interpolate(x[None], self.size, mode="bilinear", antialias=True)[0]
+        # torch resizes bytes four times as fast as Pillow, a label beside the colours
+        x = torch.from_numpy(np.array(square))[None].permute(0, 3, 1, 2)
+        x = F.interpolate(x, self.size, mode="bilinear", antialias=True)[0]
         if rng.random() < 0.5:
             x = x.flip(2)
-        return x.permute(1, 2, 0).numpy()
+        image = x[:3].permute(1, 2, 0).contiguous().numpy()
+        return image, x[3].numpy() if label else None
 
 
 # == 2  Model: the compact real-time encoder-decoder =============================================
@@ -402,9 +404,9 @@ def blend(M_t, alpha_t, S):
 def guided_blend(M_t, alpha_t, S):
     """B of a teacher that has seen S (our extension). One that has not seen S disagrees with it
     mostly by mistake, so it is trusted at its boundary only. One that has is mostly right where it
-    disagrees: its matte is blended in once more, by the square of how far it contradicts S."""
+    disagrees: its matte is blended in once more, by how far it contradicts S."""
     B = blend(M_t, alpha_t, S)
-    return blend(M_t, (M_t - S) ** 2, B)
+    return blend(M_t, (M_t - S).abs(), B)
 
 
 def laplacian_loss(prediction, target, levels=4):
@@ -422,9 +424,10 @@ def laplacian_loss(prediction, target, levels=4):
 
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
-    """The loss of either stage: named 0-d terms and their sum, "total". All N×1×H×W, target in
-    [0, 1], boundary in {0, 1}; detail is the mean |error| in each picture's boundary, then over
-    pictures. All weigh the same. In fp32: a mean over a million pixels needs its digits."""
+    """The loss of either stage: 0-d terms and their sum, "total". All given is N×1×H×W, target in
+    [0, 1], boundary in {0, 1}. "matte" and "boundary" are binary cross-entropies of the logits,
+    "laplacian" is laplacian_loss of the matte, "detail" its mean |error| in each picture's
+    boundary, then over pictures. In fp32: a mean over a million pixels needs its digits."""
     matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
     error = boundary * (matte - target).abs()
@@ -492,7 +495,8 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
-    # the boundary of the label being learned: that of B, false outlines included, and not α′
+    # of the label being learned, false outlines included: detail counts where B is soft, not where
+    # the teacher thought it might be
     boundary = boundary_label(target)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
@@ -601,6 +605,40 @@ def new_net(name, seed, args):
     return net
 
 
+def new_loader(name, seed, done, steps, args, data):
+    """The batches of a row after `done` of its steps; of each, a rank gets its share."""
+    row = ROWS[name]
+    mixer = Mixer(
+        data["mattes"],
+        data["backgrounds"],
+        data["true mattes" if row.label == "true matte" else "masks"],
+        args.mix if row.mix is None else row.mix,
+        args.size,
+        2 * seed + (row.label is None),  # a student must not see its teacher's very composites
+        guided=name == "guided teacher",
+    )
+    share = Subset(mixer, range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE))
+    pinned = args.device != "cpu"
+    size = args.batch // WORLD_SIZE
+    return DataLoader(share, size, num_workers=args.workers, pin_memory=pinned)
+
+
+def evaluate_seed(nets, scores, args, data):
+    """Adds the metrics of a seed's networks and labels to scores, and writes all into --out."""
+    found = evaluate(nets, data["tests"], args.size, args.out / "mattes.png")
+    of_labels = evaluate(nets, data["known"], args.size, args.out / "labels.png")
+    if data["true mattes"]:  # else there was nothing to measure
+        found |= of_labels
+    for title, means in found.items():
+        scores[title].append(means)
+    text = json.dumps(scores, indent=1).replace("NaN", "null")
+    (args.out / "metrics.json").write_text(text)
+    (args.out / "table.md").write_text(table(scores) + "\n", encoding="utf-8")
+
+
+# -- 4, continued: the optimizer, and what a run reads and writes. The method ends above ----------
+
+
 def orthogonal(G):
     """About U·Vᵀ for G = U·Σ·Vᵀ: all singular values over a 500th of |G| become 0.7 to 1.2.
     Muon's Newton-Schulz iteration X ← P·X, P = a + b·A + c·A² and A = X·Xᵀ; here A and the product
@@ -648,39 +686,6 @@ def new_optimizer(net, args):
     groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
     return Muon(groups, args.lr, args.weight_decay)
 
-
-def new_loader(name, seed, done, steps, args, data):
-    """The batches of a row after `done` of its steps; of each, a rank gets its share."""
-    row = ROWS[name]
-    mixer = Mixer(
-        data["mattes"],
-        data["backgrounds"],
-        data["true mattes" if row.label == "true matte" else "masks"],
-        args.mix if row.mix is None else row.mix,
-        args.size,
-        2 * seed + (row.label is None),  # a student must not see its teacher's very composites
-        guided=name == "guided teacher",
-    )
-    share = Subset(mixer, range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE))
-    pinned = args.device != "cpu"
-    size = args.batch // WORLD_SIZE
-    return DataLoader(share, size, num_workers=args.workers, pin_memory=pinned)
-
-
-def evaluate_seed(nets, scores, args, data):
-    """Adds the metrics of a seed's networks and labels to scores, and writes all into --out."""
-    found = evaluate(nets, data["tests"], args.size, args.out / "mattes.png")
-    of_labels = evaluate(nets, data["known"], args.size, args.out / "labels.png")
-    if data["true mattes"]:  # else there was nothing to measure
-        found |= of_labels
-    for title, means in found.items():
-        scores[title].append(means)
-    text = json.dumps(scores, indent=1).replace("NaN", "null")
-    (args.out / "metrics.json").write_text(text)
-    (args.out / "table.md").write_text(table(scores) + "\n", encoding="utf-8")
-
-
-# -- 4, continued: what a run reads and writes. None of it is needed to understand the method ----
 
 # what must stay the same on --resume; "files" is the data set, see fingerprint
 RUN_OPTIONS = ["files", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps"]
@@ -903,7 +908,7 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
                 views[name] = predict(net, photo, size)[0]
     else:
         mask = read(mask_path, label=True).resize(truth.size)
-        S = to_tensor(mask)[0]
+        S = to_tensor(mask)
         views["labels S"] = S
         for name, net in nets.items():
             if "teacher" in name:
@@ -913,33 +918,32 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
                 views["labels M′" + kind] = M_t
                 views["labels α′" + kind] = alpha_t
                 views["labels B" + kind] = B
-    views["truth"] = to_tensor(truth)[0]
-    return views
+    views["truth"] = to_tensor(truth)
+    return {title: x.squeeze(0) for title, x in views.items()}
 
 
 def evaluate(nets, items, size, sheet=None):
     """{title: mean metrics} of items, see open_data. A sheet shows the picture with most hair and
-    the one with most error, summed over columns, and of this the place where the last one errs."""
+    the one in which the columns, the truth among them, differ most."""
     found = defaultdict(list)
     shown, highest = {}, defaultdict(lambda: -1)
     for count, paths in enumerate(items, start=1):
         views = views_of(nets, size, *paths)
         truth = views["truth"]
-        errors = 0
+        mattes = [truth]
         for title in views:
             if title not in ("photo", "truth", "labels M′ guided") and "labels α" not in title:
                 found[title].append(metrics(views[title], truth))
-                error = (views[title] - truth).abs()
-                errors += error.mean()
+                mattes.append(views[title])
         if sheet:
-            contrast = gradient(views["photo"].mean(dim=0))
-            hair = boundary_label(truth) * torch.from_numpy(contrast)  # as far as one sees it
-            for name, much, where in (
-                ("photo: most hair", hair.mean(), hair),
-                ("photo: most error", errors, error),
-            ):
-                if much > highest[name]:
-                    highest[name], shown[name] = much, (views, where)
+            contrast = gradient(views["photo"].mean(dim=0))  # as far as one sees hair
+            maps = {
+                "photo: most hair": boundary_label(truth) * torch.from_numpy(contrast),
+                "photo: columns differ": torch.stack(mattes).std(dim=0),
+            }
+            for name, where in maps.items():
+                if where.mean() > highest[name]:
+                    highest[name], shown[name] = where.mean(), (views, where)
         if count % 50 == 0:
             print(f"evaluation: {count} of {len(items)} pictures")
     if sheet:
@@ -966,10 +970,10 @@ def table(scores):
 
 
 def save_sheet(pictures, path):
-    """Saves {name: (views, where)}: views {"photo": 3×H×W, title: H×W, ..., the truth}, and a map
-    H×W of where to look. A column for each title: whole, with a frame on the photo where the map is
-    highest; enlarged there, mattes as their square root, so that faint strands are seen; and what
-    it cuts out there, on green."""
+    """Saves {name: (views, where)}: views {"photo": 3×H×W, title: H×W, ...}, and a map H×W of where
+    to look. A column for each title: whole, with a frame on the photo where the map is highest;
+    enlarged there, mattes as their square root, so that faint strands are seen; and what it cuts
+    out there, on green."""
     columns = max(len(views) for views, _ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
     page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
@@ -982,18 +986,20 @@ def save_sheet(pictures, path):
         window = (..., slice(top, top + side), slice(left, left + side))
         for k, (title, x) in enumerate(views.items()):
             cells = [x, x[window]]
+            place = (cell * k + 112, height * i + 18)
             if title == "photo":
                 title = name
                 framed = to_picture(x)
                 box = (left, top, left + side - 1, top + side - 1)
-                thick = 1 + max(framed.size) // 128
+                thick = 1 + max(framed.size) // 128  # about 2 pixels of the cell
                 ImageDraw.Draw(framed).rectangle(box, outline="red", width=thick)
                 cells[0] = to_tensor(framed)
+                said = "row 2: the frame,\nmattes brightened\n\nrow 3: cut out\nwith each matte"
+                draw.text((cell * k + 8, place[1] + 500), said, "black", font_size=20)
             elif "labels α" not in title:  # a boundary cuts nothing out
                 person = composite(views["photo"], x, green)
                 cells = [x, x[window].sqrt(), person[window]]
             title = title.removeprefix("labels ").replace("α", "boundary").replace("′", "'")
-            place = (cell * k + 112, height * i + 18)
             draw.text(place, title, "black", anchor="mm", font_size=20)  # the font has no α, no ′
             for j, x in enumerate(cells):
                 picture = ImageOps.pad(to_picture(x), (224, 224), Image.NEAREST, "lightgrey")
@@ -1008,7 +1014,9 @@ def save_batch(image, mask, target, natural, path):
     pictures = {}
     for k, label in enumerate(target.squeeze(1)):
         boundary = boundary_label(label)
-        views = {"photo": image[k], "mask": mask[k, 0], "label": label, "labels α": boundary}
+        views = {"photo": image[k], "label": label, "labels α": boundary}
+        if not torch.equal(mask[k, 0], label):
+            views["mask"] = mask[k, 0]
         pictures.setdefault("natural photo" if natural[k] else "composite", (views, boundary))
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(pictures, part)

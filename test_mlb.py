@@ -423,9 +423,11 @@ def test_a_composite_by_hand_exercise05(monkeypatch):
         target = mixer[i]["target"][0] / 255
         red, green, blue = mixer[i]["image"] / 127
         assert blue.max() < 0.5, "expected clutter on the background, got it left out"
-        assert red.max() > 0.9, f"expected the person in front, got red {red.max():.2f}"
+        said = "expected the person in front, degraded once at the end, got red {:.2f} of 1"
+        assert red.max() > 0.9, said.format(red.max())
         off = abs(red - target**4).mean() + abs(green - (1 - target) ** 2).mean()
-        assert off < 0.02, f"expected blending, then degrade, got {off:.2f} off"
+        said = "expected composite, then degrade, got {:.2f} off; is alpha in [0, 1]?"
+        assert off < 0.02, said.format(off)
 
 
 def test_an_annotated_mask_changes_nothing_else_exercise05(monkeypatch):
@@ -452,7 +454,8 @@ def test_every_picture_is_drawn_from_exercise05(monkeypatch):
     for mixer.mix in (0, 1):
         mixer[0]
     got = [len(call.args[0]) for call in mixer.crop.call_args_list]
-    assert got == [2, 1, 3], f"expected crops of 2 photos, 1 composite, 3 backgrounds, got {got}"
+    said = f"expected crops of 2 photos, 1 composite, 3 backgrounds, got {got}"
+    assert got[0] == 2 and sorted(got[1:]) == [1, 3], said
 
 
 def test_only_composites_for_the_guided_have_annotated_masks_exercise05(monkeypatch):
@@ -477,7 +480,7 @@ def test_a_crop_is_a_square_anywhere_mirrored_or_not():
     y, x = np.mgrid[:40, :60]
     path = save_picture("p.png", np.dstack([4 * x, 4 * y, y]))
     mixer = mlb.Mixer([], [], [], 0, 32)
-    crops = over_seeds(lambda item, rng: mixer.crop([item], rng) / 4, (path, None))
+    crops = over_seeds(lambda item, rng: mixer.crop([item], rng)[0] / 4, (path, None))
     corners = crops[:, [0, -1], [0, -1], :2]
     (left, top), (right, bottom) = corners.transpose(1, 2, 0)
     height = bottom - top
@@ -596,11 +599,11 @@ def test_blend_exercise03():
 
 
 def test_a_guided_teacher_is_believed_where_it_contradicts_the_mask():
-    """By 0.8, of which the square is 0.64: 0.2 becomes 0.64 · 0.8 + 0.36 · 0.2."""
+    """By 0.8: B, which is 0.2, becomes 0.8 · 0.8 + 0.2 · 0.2."""
     M_t = torch.tensor([0.8, 0.8, 0.8])
     alpha_t = torch.tensor([0.25, 0.25, 1])
     S = torch.tensor([0.0, 1, 0])
-    assert_close(mlb.guided_blend(M_t, alpha_t, S), [0.584, 0.944, 0.8])
+    assert_close(mlb.guided_blend(M_t, alpha_t, S), [0.68, 0.92, 0.8])
 
 
 def test_laplacian_loss_exercise04():
@@ -920,6 +923,18 @@ def test_label_rows_are_what_blending_by_hand_gives(compared):
     B = alpha_t * M_t + (1 - alpha_t) * S
     score = mlb.metrics(B, grey(toy / "segmentation/alpha/0.png"))
     assert_close(scores_of(out)["labels B"][1]["MSE"], score["MSE"])
+
+
+def test_label_rows_take_a_blend_that_looks_around(compared, monkeypatch):
+    """As in exercise 16, where alpha_t counts near the mask's edge alone."""
+    toy, out = compared
+    _, teacher = mlb.load(out / "teacher.1.pt")
+    files = [toy / "segmentation" / name for name in ("image/0.jpg", "alpha/0.png", "mask/0.png")]
+    before = mlb.views_of({"teacher": teacher}, 32, *files)
+    around = torch.nn.MaxPool2d(kernel_size=9, stride=1, padding=4)
+    monkeypatch.setattr(mlb, "blend", lambda M_t, alpha_t, S: around(S) * M_t)
+    after = mlb.views_of({"teacher": teacher}, 32, *files)
+    assert_close(after["labels B"], around(before["labels S"][None])[0] * before["labels M′"])
 
 
 def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys):
@@ -1479,7 +1494,7 @@ TOLD = {  # other places where mlb.py gives an answer away: a hole leaves them o
     1: ["0.05 < M < 0.95", "low < M < high"],
     2: ["alpha · foreground + (1 − alpha) · background"],
     3: ["α′·M′ + (1 − α′)·S"],
-    5: [": a matte has no light, blur or noise"],
+    5: ["a matte has no light, blur or noise"],
 }
 HINTS = {  # what a message of Python's or torch's means here
     "NoneType": "; is there a return?",
@@ -1507,10 +1522,12 @@ ANSWERS = {  # right answers that differ from mlb.py's
     """,
     5: """
         natural = bool(rng.random() > self.mix)
-        both = self.crop(self.naturals if natural else self.composites, rng)
-        image, target = both[:, :, :3], both[:, :, 3]
+        if natural:
+            image, target = self.crop(self.naturals, rng)
+        else:
+            image, target = self.crop(self.composites, rng)
         if not natural and len(self.backgrounds) > 0:
-            behind = self.crop(self.backgrounds, rng)
+            behind = self.crop(self.backgrounds, rng)[0]
             behind = clutter(behind, rng)
             alpha = np.stack([target / 255] * 3, axis=2)
             image = np.uint8(np.round(composite(image, alpha, behind)))
@@ -1638,15 +1655,15 @@ WRONG = {
         > self.mix => < self.mix => share of composites
         rng.random() > => np.random.random() > => expected sample
         self.composites, rng) => self.composites, np.random.default_rng()) => expected sample
-        both[:, :, 3] => self.crop(self.composites, rng)[:, :, 3] => cut as one
-        both[:, :, 3] => both[:, :, 3] // 128 * 255 => soft target
-        target / 255 => target > 127 => expected blending
-        target / 255 => target => expected blending
+        (self.naturals, rng) => (self.naturals, rng)[0], self.crop(self.naturals, rng)[1] => as one
+        mask = target => mask = target = target // 128 * 255 => soft target
+        target / 255 => target > 127 => expected composite
+        target / 255 => target => is alpha in [0, 1]
         if not natural and => if => as it is
         behind = clutter(behind, rng) => pass => expected clutter
         image = np.uint8 => image = clutter(np.uint8 => behind))) => behind))), rng) => in front
         degrade(image, rng) => image => expected degrade on
-        degrade(image, rng) => image => both[:, :, :3] => degrade(both[..., :3], rng) => blending
+        composite(image => composite(degrade(image, rng) => degraded once
         self.guided and => => expected its target
         target=target => target=degrade(np.dstack([target] * 3), rng)[..., 0] => without degrade
         target=target[None], mask=mask => target=mask[None], mask=target => annotate
@@ -1726,12 +1743,12 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
     11: "rng).transpose(2, 0, 1) => rng).transpose(2, 0, 1)[..., :: rng.choice([-1, 1])] => "
     "a_composite_by_hand_exercise05",
 }
-NOTES = """Instructor's notes: 60 minutes, after an installation at home. Who has no working laptop
-(nobody has tried Windows) works in pairs. Goals: to say what a mask knows and what a teacher knows;
-to write the formulas of α, B and a composite, and a sample; to find a bug by its pictures.
+NOTES = """Instructor's notes: 60 minutes. A week before, ask each student for the table that ends
+README's first command; runs/mlb is brought to class. Who has no working laptop (nobody has tried
+Windows) works in pairs. Goals: to say what a mask knows and what a teacher knows; to write the
+formulas of α, B and a composite, and a sample; to find a bug by its pictures.
 
- 5  the five points of README; data_sample/labels.png on the wall. Start the lab run:
-    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
+10  the five points of README, α and B on the board; data_sample/labels.png on the wall
 10  holes 1 to 3, README closed:   python test_mlb.py hole 1 2 3 5 --to my_mlb.py
     after each:   python test_mlb.py grade my_mlb.py
 20  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
@@ -1739,20 +1756,21 @@ to write the formulas of α, B and a composite, and a sample; to find a bug by i
     an unfocused person we ask the sharp matte.) Usual mistakes: alpha without an axis for colours,
     not checking that there are backgrounds, degrade before the composite. Then one step with it:
     python my_mlb.py train --size 64 --teacher-steps 1 --steps 1 --out runs/mine   and its batch.png
-    (the photo's label is grey and all boundary: its teacher knows nothing; look at the composite)
- 5  data_sample/mattes.png and README's large table: what do masks alone give, what does blending
-    add, where does it lose (SAD)? In the lab's table labels B is no better than labels S at the
-    boundary (163, 160): its teacher has hardly learned
-10  bug 10, run before class: show runs/bug10's labels.png and table beside runs/lab's, the code
-    later. Who is blended with whom? The MSE of labels B is 66 instead of 11.5
+    (the photo's label is grey and all boundary: its teacher knows nothing; look at the composite).
+    At minute 35 show ANSWERS[5] of test_mlb.py; who is not done makes runs/mine with mlb.py
+ 5  data_sample/mattes.png, README's large table and their own: what do masks alone give, what does
+    blending add, where does it lose (SAD)?
+10  bug 10, run before class, and the lab run beside it: pictures and tables, the code later. Who is
+    blended with whom? The MSE of labels B is 66 instead of 11.5. (So short a run shows no gain of
+    labels B at the boundary, 163 against 160 of labels S: its teacher has hardly learned.)
+    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
     python test_mlb.py bug 10 --to bug10.py
     python bug10.py train --size 64 --teacher-steps 150 --steps 150 --out runs/bug10
- 5  exercise 11, from runs/mine, guesses written down first: the loss before the first step; why
-    is detail near 1/4?
  5  discussion: in data_sample/mattes.png, where does the student lose what its teacher has? (The
     outermost strands fade.) What do the tests of hole 5 not see? (That bytes are rounded, not cut
     off.)
-If time is left: bug 7, from batch.png alone (one step is enough); if it is short, no exercise 11.
+If time is left: exercise 11, from runs/mine, guesses first (why is detail near 1/4?); bug 7, from
+batch.png alone (one step is enough).
 
 The answers stand in test_mlb.py, which the students have, and diff and grade find any bug: say so.
 Bug 8 is seen on CUDA alone. The most-hair picture of a sheet is the same for all runs; the other is
@@ -1917,6 +1935,7 @@ def main(words):
                 raise ValueError
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
+        print(f"{path} is written; look for NotImplementedError" if words[0] == "hole" else path)
     except FileExistsError:
         print(f"test_mlb.py: {path} is there already; choose another name", file=sys.stderr)
         return 2
