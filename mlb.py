@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageOps
 from torch import distributed, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 try:
     import fcntl
@@ -101,14 +101,14 @@ def find_pictures(folder):
 
 
 def by_name(paths, folder):
-    """{name: path} of those paths whose name no other has. A name is the path from the folder on,
-    without its suffix; without a folder, the file's stem."""
-    named = defaultdict(list)
+    """{name: path}, None where several have a name. A name is the path from the folder on, without
+    its suffix; without a folder, the file's stem."""
+    named = {}
     for path in paths:
         name = str(path.relative_to(folder).with_suffix("")) if folder else path.stem
         name = unicodedata.normalize("NFC", name)  # é has two forms, and a Mac writes the other
-        named[name].append(path)
-    return {name: same[0] for name, same in named.items() if len(same) == 1}
+        named[name] = None if name in named else path
+    return named
 
 
 def pairs(images, labels):
@@ -118,7 +118,9 @@ def pairs(images, labels):
     found = {}
     for image_folder, label_folder in ((None, None), (images, labels)):
         named, answered = by_name(photos, image_folder), by_name(answers, label_folder)
-        found |= {named[name]: answered[name] for name in named if name in answered}
+        for name, photo in named.items():
+            if photo and answered.get(name):
+                found[photo] = answered[name]
     if not found:
         raise UserError(f"{images}: no name of a picture stands in {labels} too")
     alone = {*photos, *answers} - {*found, *found.values()}
@@ -226,16 +228,16 @@ def clutter(background, rng):
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(1, 8) if rng.random() < 0.7 else 0):
         colour = tuple(rng.integers(0, 256, 3).tolist())
-        left, top = rng.uniform(-0.2, 1, 2) * picture.width
-        width, height = rng.uniform(0.05, 0.6, 2) * picture.width
-        box = [left, top, left + width, top + height]
+        corner = rng.uniform(-0.2, 1, 2) * picture.width
+        sides = rng.uniform(0.05, 0.6, 2) * picture.width
+        box = [*corner, *(corner + sides)]
         kind = rng.choice(["ellipse", "rectangle", "twig"])
         if kind == "ellipse":
             draw.ellipse(box, colour)
         elif kind == "rectangle":
             draw.rectangle(box, colour)
         else:
-            points = np.array([left, top]) + np.array([width, height]) * rng.random((12, 2))
+            points = corner + sides * rng.random((12, 2))
             draw.line(points.ravel().tolist(), colour, width=2)
     return np.asarray(picture)
 
@@ -247,8 +249,7 @@ def hurried_mask(matte, rng):
     small = Image.fromarray(matte).reduce(int(rng.integers(1, 4)))
     radius = rng.uniform(0.5, 2) * small.width / 128
     small = small.filter(ImageFilter.GaussianBlur(radius))
-    level = Image.fromarray(rng.integers(100, 240, (8, 8), np.uint8))
-    level = level.resize(small.size, Image.BICUBIC)
+    level = Image.fromarray(rng.integers(100, 240, (8, 8), np.uint8)).resize(small.size)
     inside = np.asarray(small) > np.asarray(level)
     return np.array(Image.fromarray(inside).resize(size).convert("L"))
 
@@ -519,7 +520,7 @@ def fit(name, seed, nets, args, data):
     path = args.out / f"{name}.{seed}.pt"
     steps = args.teacher_steps if row.label is None else args.steps
 
-    optimizer = new_optimizer(net, args)
+    optimizer = Muon(net.parameters(), {"lr": args.lr, "weight_decay": args.weight_decay})
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.amp == "fp16")
     parts = {"net": net, "optimizer": optimizer, "scaler": scaler}
@@ -541,8 +542,7 @@ def fit(name, seed, nets, args, data):
         if step == 1 and RANK == 0:
             save_batch(*label_batch(batch, row.label, teacher, args.device), batch["natural"], path)
         rate = learning_rate(step, steps, args.lr)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rate
         terms = train_step(model, batch, row.label, teacher, optimizer, scaler, HALF[args.amp])
         seconds = time.monotonic() - clock
         clock += seconds
@@ -617,10 +617,13 @@ def new_loader(name, seed, done, steps, args, data):
         2 * seed + (row.label is None),  # a student must not see its teacher's very composites
         guided=name == "guided teacher",
     )
-    share = Subset(mixer, range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE))
-    pinned = args.device != "cpu"
-    size = args.batch // WORLD_SIZE
-    return DataLoader(share, size, num_workers=args.workers, pin_memory=pinned)
+    return DataLoader(
+        mixer,
+        args.batch // WORLD_SIZE,
+        sampler=range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE),
+        num_workers=args.workers,
+        pin_memory=args.device != "cpu",
+    )
 
 
 def evaluate_seed(nets, scores, args, data):
@@ -657,12 +660,9 @@ def orthogonal(G):
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): SGD with Nesterov's momentum, but a kernel, as a matrix with a row
     for each output channel, moves by the orthogonal matrix nearest to its momentum: rare directions
-    are learned as fast as common ones. Vectors (batch norm's, the head's bias) keep direction.
-    lr is about how far weights move in a step (root mean square, as in Liu et al. 2025).
-    torch.optim.Muon accepts 2-D parameters only, and computes in bf16."""
-
-    def __init__(self, groups, lr, weight_decay):
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+    are learned as fast as common ones. Vectors (batch norm's, the head's bias) keep direction, and
+    do not decay. "lr" is about how far weights move in a step (root mean square, as in Liu et al.
+    2025). torch.optim.Muon accepts 2-D parameters only, and computes in bf16."""
 
     @torch.no_grad()
     def step(self):
@@ -672,19 +672,13 @@ class Muon(torch.optim.Optimizer):
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 momentum.mul_(0.95).add_(p.grad)
                 G = p.grad + 0.95 * momentum
-                unit = orthogonal(G.flatten(1)) if p.dim() > 1 else F.normalize(G, dim=0)
-                rows, columns = len(G), G.numel() // len(G)
-                scale = math.sqrt(max(rows, columns))  # with it the root mean square is about 1
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+                if p.dim() > 1:
+                    unit = orthogonal(G.flatten(1))
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                else:
+                    unit = F.normalize(G, dim=0)
+                scale = math.sqrt(max(unit.shape))  # with it the root mean square is about 1
                 p.sub_(group["lr"] * scale * unit.view_as(p))
-
-
-def new_optimizer(net, args):
-    """Kernels decay; batch norm's scales and shifts, and the head's biases, do not."""
-    kernels = [p for p in net.parameters() if p.dim() > 1]
-    others = [p for p in net.parameters() if p.dim() == 1]
-    groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
-    return Muon(groups, args.lr, args.weight_decay)
 
 
 # what must stay the same on --resume; "files" is the data set, see fingerprint

@@ -756,7 +756,7 @@ def test_an_orthogonal_matrix_keeps_directions_and_forgets_lengths():
 
 def test_muon_moves_by_a_mean_of_gradients_as_far_as_the_learning_rate_says():
     x = torch.nn.Parameter(torch.zeros(4))
-    muon = mlb.Muon([x], lr=0.1, weight_decay=0)
+    muon = mlb.Muon([x], {"lr": 0.1, "weight_decay": 0})
     first, second = torch.tensor([[1.0, 0, 0, 0], [0, 10, 0, 0]])
     x.grad = first
     muon.step()
@@ -890,7 +890,7 @@ def test_rows_of_a_seed_differ_in_mix_and_label_alone(toy):
     args = mlb.parse(["compare", "--data", str(toy), "--mix", "0.5", "--workers", "0"])
     data = mlb.open_data(args)
     loaders = [mlb.new_loader(name, 1, 0, 1, args, data) for name in mlb.ROWS]
-    mixers = [loader.dataset.dataset for loader in loaders]
+    mixers = [loader.dataset for loader in loaders]
     assert [mixer.seed for mixer in mixers] == [3] * 2 + [2] * 6, "a teacher's are others"
     assert [mixer.mix for mixer in mixers] == [1, 1, 0] + [0.5] * 5
     assert [mixer.guided for mixer in mixers] == [False, True] + [False] * 6
@@ -1730,7 +1730,7 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
     1: "alpha * foreground + => alpha * (alpha * foreground) + => composite_exercise02",
     2: "in photo.size) => in photo.size[::-1]) => a_crop_is_a_square_anywhere_mirrored_or_not",
     3: '(batch["image"] / 255) => batch["image"].float() => pictures_reach_the_network_in_0_to_1',
-    4: "kernels} => kernels[:-1]} => kernels_alone_decay",
+    4: "Muon(net.parameters(), => Muon([*net.parameters()][:-2], => kernels_alone_decay",
     5: "rng).transpose(2, 0, 1) => rng).transpose(2, 0, 1)\n"
     "        target = degrade(np.dstack([target] * 3), rng)[..., 0] => "
     "a_composite_by_hand_exercise05",
@@ -1795,8 +1795,8 @@ Bugs
  1  composite multiplies by alpha twice: dark edges (premultiplied colours taken for plain ones)
  2  height and width swapped: pictures that are not square are cut off, or the crop is no square
  3  bytes are not divided by 255 in training, but are wherever the network is used
- 4  the head's kernel is not given to the optimizer and stays as random as it began: the layers
-    before it learn around that, slowly
+ 4  the head is not given to the optimizer and stays as random as it began: the layers before it
+    learn around that, slowly
  5  the target is degraded as well: labels with other light, blur and noise
  6  a picture without boundary divides 0 by 0: nan, sooner or later
  7  red and blue swapped in training (OpenCV's BGR): skin is blue in batch.png
