@@ -850,9 +850,8 @@ def metrics(prediction, truth):
         raise ValueError(f"metrics: two H×W arrays, not {prediction.shape} and {truth.shape}")
     error = np.abs(prediction - truth)
     # not boundary_label: who tries other thresholds there must not move the yardstick
-    near = torch.from_numpy((truth > 0.05) & (truth < 0.95)).float()
-    near = F.max_pool2d(near[None], kernel_size=5, stride=1, padding=2)
-    near = near[0].bool().numpy()
+    boundary = Image.fromarray((truth > 0.05) & (truth < 0.95)).convert("L")
+    near = np.asarray(boundary.filter(ImageFilter.MaxFilter(5))) > 0
     return {
         "SAD": error.sum() / 1000,
         "MSE": (error**2).mean(),
@@ -910,7 +909,7 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
                 M_t, alpha_t = predict(net, photo, size, mask)
                 B = guided_blend(M_t, alpha_t, S) if net.guided else blend(M_t, alpha_t, S)
                 views["labels M′" + kind] = M_t
-                views["labels α′" + kind] = alpha_t
+                views["boundary′" + kind] = alpha_t
                 views["labels B" + kind] = B
     views["truth"] = to_tensor(truth)
     return {title: x.squeeze(0) for title, x in views.items()}
@@ -920,13 +919,13 @@ def evaluate(nets, items, size, sheet=None):
     """{title: mean metrics} of items, see open_data. A sheet shows the picture with most hair and
     the one in which the columns, the truth among them, differ most."""
     found = defaultdict(list)
-    shown, highest = {}, defaultdict(lambda: -1)
+    shown = {}
     for count, paths in enumerate(items, start=1):
         views = views_of(nets, size, *paths)
         truth = views["truth"]
         mattes = [truth]
         for title in views:
-            if title not in ("photo", "truth", "labels M′ guided") and "labels α" not in title:
+            if title not in ("photo", "truth", "labels M′ guided") and "boundary" not in title:
                 found[title].append(metrics(views[title], truth))
                 mattes.append(views[title])
         if sheet:
@@ -936,8 +935,8 @@ def evaluate(nets, items, size, sheet=None):
                 "photo: columns differ": torch.stack(mattes).std(dim=0),
             }
             for name, where in maps.items():
-                if where.mean() > highest[name]:
-                    highest[name], shown[name] = where.mean(), (views, where)
+                if name not in shown or where.mean() > shown[name][1].mean():
+                    shown[name] = views, where
         if count % 50 == 0:
             print(f"evaluation: {count} of {len(items)} pictures")
     if sheet:
@@ -972,31 +971,30 @@ def save_sheet(pictures, path):
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
     page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
     draw = ImageDraw.Draw(page)
-    green = torch.tensor([0.5, 0.8, 0.6]).view(3, 1, 1)
     for i, (name, (views, where)) in enumerate(pictures.items()):
         side = min(56, *where.shape)
         share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
-        window = (..., slice(top, top + side), slice(left, left + side))
+        box = (left, top, left + side, top + side)
+        photo = to_picture(views["photo"])
+        green = Image.new("RGB", photo.size, (128, 204, 153))
         for k, (title, x) in enumerate(views.items()):
-            cells = [x, x[window]]
+            whole = to_picture(x)
+            cells = [whole, whole.crop(box)]
             place = (cell * k + 112, height * i + 18)
             if title == "photo":
                 title = name
-                framed = to_picture(x)
-                box = (left, top, left + side - 1, top + side - 1)
-                thick = 1 + max(framed.size) // 128  # about 2 pixels of the cell
-                ImageDraw.Draw(framed).rectangle(box, outline="red", width=thick)
-                cells[0] = to_tensor(framed)
+                thick = 2 + max(whole.size) // 128  # one of them is outside
+                ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
                 said = "row 2: the frame,\nmattes brightened\n\nrow 3: cut out\nwith each matte"
                 draw.text((cell * k + 8, place[1] + 500), said, "black", font_size=20)
-            elif "labels α" not in title:  # a boundary cuts nothing out
-                person = composite(views["photo"], x, green)
-                cells = [x, x[window].sqrt(), person[window]]
-            title = title.removeprefix("labels ").replace("α", "boundary").replace("′", "'")
-            draw.text(place, title, "black", anchor="mm", font_size=20)  # the font has no α, no ′
-            for j, x in enumerate(cells):
-                picture = ImageOps.pad(to_picture(x), (224, 224), Image.NEAREST, "lightgrey")
+            elif "boundary" not in title:  # a boundary cuts nothing out
+                person = Image.composite(photo, green, whole)
+                cells = [whole, to_picture(x.sqrt()).crop(box), person.crop(box)]
+            title = title.removeprefix("labels ").replace("′", "'")  # the font has no ′
+            draw.text(place, title, "black", anchor="mm", font_size=20)
+            for j, picture in enumerate(cells):
+                picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey")
                 page.paste(picture, (cell * k, height * i + 34 + cell * j))
     page.save(path, compress_level=1)
 
@@ -1008,7 +1006,7 @@ def save_batch(image, mask, target, natural, path):
     pictures = {}
     for k, label in enumerate(target.squeeze(1)):
         boundary = boundary_label(label)
-        views = {"photo": image[k], "label": label, "labels α": boundary}
+        views = {"photo": image[k], "label": label, "boundary": boundary}
         if not torch.equal(mask[k, 0], label):
             views["mask"] = mask[k, 0]
         pictures.setdefault("natural photo" if natural[k] else "composite", (views, boundary))
@@ -1079,11 +1077,12 @@ def bench(args):
         net, _ = trained_net(args)
     plain = copy.deepcopy(net).to(args.device, memory_format=torch.contiguous_format)
     net = net.to(args.device, memory_format=torch.channels_last)
-    folded_half = fold(net).to(torch.bfloat16 if args.device == "cpu" else torch.float16)
+    half = torch.bfloat16 if args.device == "cpu" else torch.float16
+    folded_half = fold(net).to(half)
     frame = torch.randint(256, (1, args.size, args.size, 3), dtype=torch.uint8)
     frame = frame.permute(0, 3, 1, 2)  # channels-last, as cameras give it
     x = frame.to(args.device) / 255
-    x_half = x.to(folded_half.head.weight.dtype)
+    x_half = x.to(half)
     ladder = {
         "fp32": (plain, x.contiguous()),
         "+ channels-last": (net, x),
@@ -1227,14 +1226,20 @@ positive, whole = between(int, 1), between(int, 0)
 pixels, channels = between(int, 1, 8192), between(int, 1, 512)
 
 
+def add_network(add, size):
+    """The options of what makes a network."""
+    add("--size", type=pixels, default=size, help="side of a picture, a multiple of 32")
+    add("--width", type=channels, default=32, help="channels of the first stage")
+    add("--compile", action="store_true", help="torch.compile the network")
+
+
 def add_training_options(add, out):
     """The options that train and compare share."""
+    add_network(add, 128)
     add("--out", type=Path, default=out, help="folder for all that is written")
     add("--data", type=Path, default=SAMPLE, help="folder of the data set")
     add("--mattes", type=whole, default=0, help="use so many of D_m; 0: all")
     add("--masks", type=whole, default=0, help="use so many of D_s; 0: all")
-    add("--size", type=pixels, default=128, help="side of a training picture, a multiple of 32")
-    add("--width", type=channels, default=32, help="channels of the first stage")
     add("--batch", type=positive, default=8, help="pictures in a step, over all ranks")
     add("--teacher-steps", type=positive, default=1500, help="steps of a teacher")
     add("--steps", type=positive, default=1200, help="steps of a student")
@@ -1243,7 +1248,6 @@ def add_training_options(add, out):
     add("--mix", type=between(float, 0, 1), default=0.25, help="a student's share of composites")
     add("--amp", choices=["auto", *HALF], default="auto", help="auto: bf16 or fp16 on CUDA")
     add("--workers", type=whole, help="processes that load data; None: 0, on a GPU up to 8")
-    add("--compile", action="store_true", help="torch.compile the network")
     add("--resume", action="store_true", help="go on with the run in --out")
 
 
@@ -1279,9 +1283,7 @@ def parse(argv=None):
 
     add = command("bench", bench, "frames per second, and what each step towards them buys")
     add("--weights", type=Path, help="a row's file; None: random weights, as fast")
-    add("--size", type=pixels, default=512, help="side of a frame, a multiple of 32")
-    add("--width", type=channels, default=32, help="channels of the first stage")
-    add("--compile", action="store_true", help="torch.compile the network")
+    add_network(add, 512)
 
     add = command("matte", matte, "cut the person out of photos, or of folders of them")
     add("photos", nargs="+", type=Path, metavar="PHOTO", help="photos or folders")
