@@ -425,10 +425,11 @@ def laplacian_loss(prediction, target, levels=4):
 
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
-    """The loss of either stage: 0-d terms and their sum, "total". All given is N×1×H×W, target in
-    [0, 1], boundary in {0, 1}. "matte" and "boundary" are binary cross-entropies of the logits,
-    "laplacian" is laplacian_loss of the matte, "detail" its mean |error| in each picture's
-    boundary, then over pictures. In fp32: a mean over a million pixels needs its digits."""
+    """The loss of either stage (our choice): 0-d terms and their sum, "total". All given is
+    N×1×H×W, target in [0, 1], boundary in {0, 1}. "matte" and "boundary" are binary cross-entropies
+    of the logits, "laplacian" is laplacian_loss of the matte, "detail" its mean |error| in each
+    picture's boundary, then over pictures. In fp32: a mean over a million pixels needs its digits.
+    """
     matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
     error = boundary * (matte - target).abs()
@@ -446,11 +447,12 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 # == 4  Training: a row is a training, and its file is its checkpoint and its result =============
 # Students of a seed share first weights and samples: they differ in mix and in labels alone.
 
-# mix: share of D_m, None for --mix; label: of photos of D_s; teacher: who says M′ and α′
-Row = namedtuple("Row", "mix label teacher")
+# mix: share of D_m, None for --mix; label: of photos of D_s; teacher: who says M′ and α′;
+# guided: whether the row itself sees masks
+Row = namedtuple("Row", "mix label teacher guided", defaults=[False])
 ROWS = {
     "teacher": Row(1.0, None, None),
-    "guided teacher": Row(1.0, None, None),
+    "guided teacher": Row(1.0, None, None, guided=True),
     "segmentation only": Row(0.0, "S", None),
     "naive mix": Row(None, "S", None),
     "pseudo-labels": Row(None, "M′", "teacher"),
@@ -496,8 +498,7 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)
-    # of the label being learned, false outlines included: detail counts where B is soft, not where
-    # the teacher thought it might be
+    # that of the label being learned, with its false outlines: α′ only blends
     boundary = boundary_label(target)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
@@ -598,7 +599,7 @@ def train(args):
 def new_net(name, seed, args):
     """A row's network before its first step: all of a seed are alike, but the guided teacher's."""
     torch.manual_seed(seed)
-    net = MattingNet(args.width, guided=name == "guided teacher")
+    net = MattingNet(args.width, ROWS[name].guided)
     net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
     if WORLD_SIZE > 1 and args.device != "cpu":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
@@ -615,7 +616,7 @@ def new_loader(name, seed, done, steps, args, data):
         args.mix if row.mix is None else row.mix,
         args.size,
         2 * seed + (row.label is None),  # a student must not see its teacher's very composites
-        guided=name == "guided teacher",
+        guided=row.guided,
     )
     return DataLoader(
         mixer,
@@ -930,13 +931,14 @@ def evaluate(nets, items, size, sheet=None):
                 mattes.append(views[title])
         if sheet:
             contrast = gradient(views["photo"].mean(dim=0))  # as far as one sees hair
-            maps = {
-                "photo: most hair": boundary_label(truth) * torch.from_numpy(contrast),
-                "photo: columns differ": torch.stack(mattes).std(dim=0),
-            }
-            for name, where in maps.items():
+            hair = boundary_label(truth) * torch.from_numpy(contrast)
+            spread = torch.stack(mattes).std(dim=0)
+            for name, where, side in (
+                ("photo: most hair", hair, 56),
+                ("photo: columns differ", spread, 112),  # mistakes are larger than strands
+            ):
                 if name not in shown or where.mean() > shown[name][1].mean():
-                    shown[name] = views, where
+                    shown[name] = views, where, side
         if count % 50 == 0:
             print(f"evaluation: {count} of {len(items)} pictures")
     if sheet:
@@ -963,16 +965,16 @@ def table(scores):
 
 
 def save_sheet(pictures, path):
-    """Saves {name: (views, where)}: views {"photo": 3×H×W, title: H×W, ...}, and a map H×W of where
-    to look. A column for each title: whole, with a frame on the photo where the map is highest;
-    enlarged there, mattes as their square root, so that faint strands are seen; and what it cuts
-    out there, on green."""
-    columns = max(len(views) for views, _ in pictures.values())
+    """Saves {name: (views, where, side)}: views {"photo": 3×H×W, title: H×W, ...}, a map H×W of
+    where to look, and the side of what is enlarged. A column for each title: whole, with a frame on
+    the photo where the map is highest; enlarged there, mattes as their square root, so that faint
+    strands are seen; and what it cuts out there, on green."""
+    columns = max(len(views) for views, *_ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
     page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
     draw = ImageDraw.Draw(page)
-    for i, (name, (views, where)) in enumerate(pictures.items()):
-        side = min(56, *where.shape)
+    for i, (name, (views, where, side)) in enumerate(pictures.items()):
+        side = min(side, *where.shape)
         share = F.avg_pool2d(where[None], side, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         box = (left, top, left + side, top + side)
@@ -1009,7 +1011,7 @@ def save_batch(image, mask, target, natural, path):
         views = {"photo": image[k], "label": label, "boundary": boundary}
         if not torch.equal(mask[k, 0], label):
             views["mask"] = mask[k, 0]
-        pictures.setdefault("natural photo" if natural[k] else "composite", (views, boundary))
+        pictures.setdefault("natural photo" if natural[k] else "composite", (views, boundary, 56))
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(pictures, part)
     os.replace(part, path.with_name("batch.png"))
