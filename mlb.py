@@ -292,7 +292,7 @@ class Mixer(Dataset):
         """One sample. A crop of a pair: of a natural one with probability 1 − mix, else of a
         composite. If there are backgrounds, the composite is put on a crop of one, after clutter.
         Then the image is degraded, the target is not (a matte has no light, blur or noise). The
-        mask is the target, but for a guided mixer's composite what annotate makes of it."""
+        mask is the target; if guided, a composite's is annotate(target, rng)."""
         natural = bool(rng.random() >= self.mix)
         image, target = self.crop(self.naturals if natural else self.composites, rng)
         if self.backgrounds and not natural:
@@ -405,14 +405,14 @@ def blend(M_t, alpha_t, S):
 def guided_blend(M_t, alpha_t, S):
     """B of a teacher that has seen S (our extension). One that has not seen S disagrees with it
     mostly by mistake, so it is trusted at its boundary only. One that has is mostly right where it
-    disagrees: its matte is blended in once more, by how far it contradicts S."""
+    disagrees: with w = |M′ − S|, how far it contradicts S, its label is w·M′ + (1 − w)·B."""
     B = blend(M_t, alpha_t, S)
     return blend(M_t, (M_t - S).abs(), B)
 
 
 def laplacian_loss(prediction, target, levels=4):
     """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale. As in Hou &
-    Liu (ICCV 2019), with box filters. Each coarser level weighs twice as much; the sum is divided
+    Liu (ICCV 2019), with box filters. Each level weighs twice the finer one; the sum is divided
     by levels; the coarsest average is left out."""
     difference = prediction - target  # a pyramid is linear: one of the difference is enough
     total = 0
@@ -428,8 +428,8 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
     """The loss of either stage (our choice): 0-d terms and their sum, "total". All given is
     N×1×H×W, target in [0, 1], boundary in {0, 1}. "matte" and "boundary" are binary cross-entropies
     of the logits, "laplacian" is laplacian_loss of the matte, "detail" its mean |error| in each
-    picture's boundary, then over pictures. In fp32: a mean over a million pixels needs its digits.
-    """
+    picture's boundary (0 without one), then over pictures. In fp32: a mean over a million pixels
+    needs its digits."""
     matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
     error = boundary * (matte - target).abs()
@@ -497,8 +497,8 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     device = next(net.parameters()).device
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
-        matte_logits, boundary_logits = net(image, mask)
-    # that of the label being learned, with its false outlines: α′ only blends
+        matte_logits, boundary_logits = net(image, mask)  # the mask is for guided ones alone
+    # the learned label's boundary, false outlines included: α′ only blends
     boundary = boundary_label(target)
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
@@ -918,7 +918,7 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
 
 def evaluate(nets, items, size, sheet=None):
     """{title: mean metrics} of items, see open_data. A sheet shows the picture with most hair and
-    the one in which the columns, the truth among them, differ most."""
+    the one on which the columns, the truth among them, agree least."""
     found = defaultdict(list)
     shown = {}
     for count, paths in enumerate(items, start=1):
@@ -935,7 +935,7 @@ def evaluate(nets, items, size, sheet=None):
             spread = torch.stack(mattes).std(dim=0)
             for name, where, side in (
                 ("photo: most hair", hair, 56),
-                ("photo: columns differ", spread, 112),  # mistakes are larger than strands
+                ("photo: least agreement", spread, 112),  # mistakes are larger than strands
             ):
                 if name not in shown or where.mean() > shown[name][1].mean():
                     shown[name] = views, where, side
