@@ -873,6 +873,7 @@ def test_a_rows_file_is_its_checkpoint_and_its_log(trained):
     log = log_of(trained[1] / "MLB.0.csv")
     assert list(log.dtype.names) == mlb.COLUMNS
     assert len(state["log"]) == 6, "an entry a step"
+    assert (log["waited"] < log["seconds"]).all()
     for term in ("matte", "boundary"):
         assert_close(log[term][0], math.log(2), 0.3)  # what a coin would give
     assert state["scaler"]["_growth_tracker"] == 6, "fp16 has a scaler"
@@ -916,6 +917,8 @@ def test_compare_gives_means_and_deviations_of_all_rows(compared):
     out = compared[1]
     scores = scores_of(out)
     rows = [row for row in mlb.ROWS if row != "guided teacher"]  # test pictures have no masks
+    assert mlb.load(out / "guided teacher.0.pt")[1].guided
+    assert not mlb.load(out / "MLB guided.0.pt")[1].guided
     assert list(scores) == [*rows, "labels S", "labels M′", "labels B", "labels B guided"]
     one, two = (1000 * score["MSE"] for score in scores["MLB"])
     cell = f" {(one + two) / 2:.2f} ± {abs(one - two) / math.sqrt(2):.2f} |"
@@ -1719,7 +1722,7 @@ WRONG = {
         255, 0) => 1, 0) => expected 0 and 255
     """,
     9: """
-        (F.softplus(x) - x * t).mean() => F.binary_cross_entropy(x.sigmoid(), t) => expected matte 200
+        (F.softplus(x) - x * t).mean() => F.binary_cross_entropy(x.sigmoid(), t) => use the logits
         (e * b).sum() / max(1, b.sum()) => (e * b).mean() => expected detail
         max(1, b.sum()) => b.sum() => got nan
         z.float() => z => fp32
