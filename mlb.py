@@ -926,7 +926,7 @@ def evaluate(nets, items, size, sheet=None):
         truth = views["truth"]
         mattes = [truth]
         for title in views:
-            if title not in ("photo", "truth", "labels M′ guided") and "boundary" not in title:
+            if title not in ("photo", "truth", "labels M′ guided") and "boundary′" not in title:
                 found[title].append(metrics(views[title], truth))
                 mattes.append(views[title])
         if sheet:
