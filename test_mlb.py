@@ -868,6 +868,17 @@ def test_a_sheets_detail_is_where_its_map_is_highest():
     assert_close(column[228:452].mean(), 4 * column[:224].mean(), 0.005)
 
 
+def test_a_sheet_shows_where_columns_agree_least(trained, monkeypatch):
+    toy, out = trained
+    monkeypatch.setattr(mlb, "save_sheet", Mock())
+    _, net = mlb.load(out / "MLB.0.pt")
+    mlb.evaluate({"MLB": net}, mlb.pairs(toy / "test/image", toy / "test/alpha"), 32, "sheet.png")
+    shown, _ = mlb.save_sheet.call_args.args
+    views, where, _ = shown["photo: least agreement"]
+    error = (views["MLB"] - views["truth"]).abs()
+    assert_close(where, error / math.sqrt(2))  # the deviation of two
+
+
 def test_a_rows_file_is_its_checkpoint_and_its_log(trained):
     state = torch.load(trained[1] / "MLB.0.pt", weights_only=True)
     log = log_of(trained[1] / "MLB.0.csv")
@@ -951,7 +962,9 @@ def test_data_are_taken_as_asked_and_as_far_as_they_are_there(toy, capsys):
     shutil.rmtree(toy / "matte/background")
     shutil.rmtree(toy / "segmentation/alpha")
     run("compare", toy, OUT, *ONE_STEP, "--seeds", 1, "--mattes", 2, "--masks", 3)
-    assert "2 mattes, 0 backgrounds, 3 masks" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 mattes, 0 backgrounds, 3 masks" in printed
+    assert (OUT / "table.md").read_text(encoding="utf-8") in printed
     scores = scores_of(OUT)
     assert not {"upper bound", "labels B"} & set(scores), "nobody knows the truth"
 
