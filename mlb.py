@@ -317,7 +317,7 @@ class Mixer(Dataset):
         square = photo.crop(box)
         if label:
             square.putalpha(label.resize(photo.size).crop(box))
-        # torch resizes bytes four times as fast as Pillow, a label beside the colours
+        # torch resizes bytes several times as fast as Pillow, a label beside the colours
         x = torch.from_numpy(np.array(square))[None].permute(0, 3, 1, 2)
         x = F.interpolate(x, self.size, mode="bilinear", antialias=True)[0]
         if rng.random() < 0.5:
@@ -902,7 +902,7 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
                 views[name] = predict(net, photo, size)[0]
     else:
         mask = read(mask_path, label=True).resize(truth.size)
-        S = to_tensor(mask)
+        S = to_tensor(mask)  # 1×H×W, so that a changed blend may pool, see exercise 16
         views["labels S"] = S
         for name, net in nets.items():
             if "teacher" in name:
@@ -986,7 +986,7 @@ def save_sheet(pictures, path):
             place = (cell * k + 112, height * i + 18)
             if title == "photo":
                 title = name
-                thick = 2 + max(whole.size) // 128  # one of them is outside
+                thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
                 ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
                 said = "row 2: the frame,\nmattes brightened\n\nrow 3: cut out\nwith each matte"
                 draw.text((cell * k + 8, place[1] + 500), said, "black", font_size=20)
