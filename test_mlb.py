@@ -360,7 +360,7 @@ def test_samples_depend_on_seed_and_index_alone_exercise05():
     keys = sorted(samples[0])
     expected = ["image", "mask", "natural", "target"]
     assert keys == expected, f"expected keys {expected}, got {keys}"
-    for i in (8, 0, 7, 3, 0, 5):
+    for i in (8, 0, 7, 3, 0, 5, *range(9)):
         for key, again in mixer[i].items():
             same = np.array_equal(again, samples[i][key])
             assert same, f"expected sample {i} as before, got another {key}"
