@@ -1007,11 +1007,11 @@ def save_batch(image, mask, target, natural, path):
     image, mask, target = image.cpu(), mask.cpu(), target.cpu()
     pictures = {}
     for k, label in enumerate(target.squeeze(1)):
-        boundary = boundary_label(label)
-        views = {"photo": image[k], "label": label, "boundary": boundary}
+        views = {"photo": image[k], "label": label, "boundary": boundary_label(label)}
         if not torch.equal(mask[k, 0], label):
             views["mask"] = mask[k, 0]
-        pictures.setdefault("natural photo" if natural[k] else "composite", (views, boundary, 56))
+        hair = label * (1 - label)  # less where a false outline is faint
+        pictures.setdefault("natural photo" if natural[k] else "composite", (views, hair, 56))
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(pictures, part)
     os.replace(part, path.with_name("batch.png"))
