@@ -289,10 +289,11 @@ class Mixer(Dataset):
         return self.draw(rng)
 
     def draw(self, rng):
-        """One sample. A crop of a pair: of a natural one with probability 1 − mix, else of a
-        composite. If there are backgrounds, the composite is put on a crop of one, after clutter.
-        Then the image is degraded, the target is not (a matte has no light, blur or noise). The
-        mask is the target; if guided, a composite's is annotate(target, rng)."""
+        """One sample, numpy bytes as in __getitem__. A crop of a pair: of a natural one with
+        probability 1 − mix, else of a composite. If there are backgrounds, the composite is put on
+        a crop of one, after clutter. Then the image is degraded, the target is not (a matte has no
+        light, blur or noise). The mask is the target; if guided, a composite's is
+        annotate(target, rng)."""
         natural = bool(rng.random() >= self.mix)
         image, target = self.crop(self.naturals if natural else self.composites, rng)
         if self.backgrounds and not natural:
@@ -406,8 +407,9 @@ def guided_blend(M_t, alpha_t, S):
     """B of a teacher that has seen S (our extension). One that has not seen S disagrees with it
     mostly by mistake, so it is trusted at its boundary only. One that has is mostly right where it
     disagrees: with w = |M′ − S|, how far it contradicts S, its label is w·M′ + (1 − w)·B."""
+    w = (M_t - S).abs()
     B = blend(M_t, alpha_t, S)
-    return blend(M_t, (M_t - S).abs(), B)
+    return blend(M_t, alpha_t=w, S=B)
 
 
 def laplacian_loss(prediction, target, levels=4):
@@ -444,7 +446,7 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
     return terms
 
 
-# == 4  Training: a row is a training, and its file is its checkpoint and its result =============
+# == 4  Training: a row of the table of results is a network, its training, and its file =========
 # Students of a seed share first weights and samples: they differ in mix and in labels alone.
 
 # mix: share of D_m, None for --mix; label: of photos of D_s; teacher: who says M′ and α′;
@@ -473,8 +475,8 @@ def learning_rate(step, steps, highest):
 
 def label_batch(batch, label, teacher, device):
     """A batch of the mixer on the device -> image, mask and target, in [0, 1], N×C×H×W. A photo's
-    target is M′ or B of the teacher, see ROWS, who sees the very crop that the student sees; S and
-    true mattes come from the mixer's files."""
+    target is its teacher's M′ or B, see ROWS, predicted on the student's own crop; S and true
+    mattes come from the mixer's files."""
     batch = {key: x.to(device, non_blocking=True) for key, x in batch.items()}
     image = (batch["image"] / 255).to(memory_format=torch.channels_last)
     target, mask = batch["target"] / 255, batch["mask"] / 255
@@ -493,7 +495,7 @@ def label_batch(batch, label, teacher, device):
 
 def train_step(net, batch, label, teacher, optimizer, scaler, half):
     """Forward, backward and update on a batch of the mixer -> terms of the loss, on the device.
-    half: the type of autocast, or None. Nothing here waits for the device, but fp16's scaler."""
+    half: the type of autocast, or None. Only fp16's scaler waits for the device."""
     device = next(net.parameters()).device
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
@@ -572,10 +574,6 @@ def train(args):
     teachers = [name for name in names if ROWS[name].label is None]
     students = [name for name in names if name not in teachers]
     args.out.mkdir(parents=True, exist_ok=True)
-    run_rows = map  # one row after another, but on a CPU a row on each core is faster
-    if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
-        cores = min(4, torch.get_num_threads())
-        run_rows = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
 
     scores = defaultdict(list)
     with locked(args.out):
@@ -586,14 +584,23 @@ def train(args):
         for seed in seeds:
             # made here, not in those threads: torch's random numbers are shared
             nets = {name: new_net(name, seed, args) for name in names}
-            fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
-            list(run_rows(fit_row, teachers))  # stage 1, from composites
-            list(run_rows(fit_row, students))  # stage 2, from their teachers' labels
+            fit_rows(teachers, seed, nets, args, data)  # stage 1, from composites
+            fit_rows(students, seed, nets, args, data)  # stage 2, from their teachers' labels
             if RANK == 0:
                 evaluate_seed(nets, scores, args, data)
     if RANK == 0:
         print(table(scores))
         print(f"{(time.monotonic() - start) / 60:.1f} minutes; look at the pictures in {args.out}")
+
+
+def fit_rows(names, seed, nets, args, data):
+    """Trains rows one after another; those of compare on a CPU side by side, one on each core."""
+    fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
+    run = map
+    if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
+        cores = min(4, torch.get_num_threads())
+        run = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
+    list(run(fit_row, names))
 
 
 def new_net(name, seed, args):
@@ -933,12 +940,12 @@ def evaluate(nets, items, size, sheet=None):
             contrast = gradient(views["photo"].mean(dim=0))  # as far as one sees hair
             hair = boundary_label(truth) * torch.from_numpy(contrast)
             spread = torch.stack(mattes).std(dim=0)
-            for name, where, side in (
-                ("photo: most hair", hair, 56),
-                ("photo: least agreement", spread, 112),  # mistakes are larger than strands
+            for name, where, part in (
+                ("photo: most hair", hair, 0.3),
+                ("photo: least agreement", spread, 0.6),  # mistakes are larger than strands
             ):
                 if name not in shown or where.mean() > shown[name][1].mean():
-                    shown[name] = views, where, side
+                    shown[name] = views, where, part
         if count % 50 == 0:
             print(f"evaluation: {count} of {len(items)} pictures")
     if sheet:
@@ -965,17 +972,19 @@ def table(scores):
 
 
 def save_sheet(pictures, path):
-    """Saves {name: (views, where, side)}: views {"photo": 3×H×W, title: H×W, ...}, a map H×W of
-    where to look, and the side of what is enlarged. A column for each title: whole, with a frame on
-    the photo where the map is highest; enlarged there, mattes as their square root, so that faint
-    strands are seen; and what it cuts out there, on green."""
+    """Saves {name: (views, where, part)}: views {"photo": 3×H×W, title: H×W, ...}, a map H×W of
+    where to look, and the part of the short side that is enlarged. A column for each title: whole,
+    with a frame on the photo where the map is highest; enlarged there, greys as their square root,
+    so that faint strands are seen; and what it cuts out there, on green."""
     columns = max(len(views) for views, *_ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
     page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
     draw = ImageDraw.Draw(page)
-    for i, (name, (views, where, side)) in enumerate(pictures.items()):
-        side = min(side, *where.shape)
-        share = F.avg_pool2d(where[None], side, stride=1)[0]
+    for i, (name, (views, where, part)) in enumerate(pictures.items()):
+        side = int(part * min(where.shape))
+        half = side // 2
+        share = F.avg_pool2d(where[None], half, stride=1)  # twice: the frame's middle counts most
+        share = F.avg_pool2d(share, side - half + 1, stride=1)[0]
         top, left = divmod(share.argmax().item(), share.shape[1])
         box = (left, top, left + side, top + side)
         photo = to_picture(views["photo"])
@@ -988,11 +997,12 @@ def save_sheet(pictures, path):
                 title = name
                 thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
                 ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
-                said = "row 2: the frame,\nmattes brightened\n\nrow 3: cut out\nwith each matte"
+                said = "row 2: the frame,\ngreys brightened\n\nrow 3: cut out\nwith each matte"
                 draw.text((cell * k + 8, place[1] + 500), said, "black", font_size=20)
-            elif "boundary" not in title:  # a boundary cuts nothing out
-                person = Image.composite(photo, green, whole)
-                cells = [whole, to_picture(x.sqrt()).crop(box), person.crop(box)]
+            else:
+                cells = [whole, to_picture(x.sqrt()).crop(box)]
+                if "boundary" not in title:  # which cuts nothing out
+                    cells.append(Image.composite(photo, green, whole).crop(box))
             title = title.removeprefix("labels ").replace("′", "'")  # the font has no ′
             draw.text(place, title, "black", anchor="mm", font_size=20)
             for j, picture in enumerate(cells):
@@ -1002,16 +1012,19 @@ def save_sheet(pictures, path):
 
 
 def save_batch(image, mask, target, natural, path):
-    """What a row's network is shown first, as batch.png beside its file: of a batch the first
-    natural photo and the first composite."""
+    """What a row's network is shown first, as batch.png beside its file: of a batch the natural
+    photo and the composite with most hair."""
     image, mask, target = image.cpu(), mask.cpu(), target.cpu()
     pictures = {}
     for k, label in enumerate(target.squeeze(1)):
-        views = {"photo": image[k], "label": label, "boundary": boundary_label(label)}
+        views = {"photo": image[k], "label": label, "boundary of label": boundary_label(label)}
         if not torch.equal(mask[k, 0], label):
             views["mask"] = mask[k, 0]
-        hair = label * (1 - label)  # less where a false outline is faint
-        pictures.setdefault("natural photo" if natural[k] else "composite", (views, hair, 56))
+        near = F.max_pool2d(mask[k], 15, stride=1, padding=7)[0]  # farther are false outlines
+        hair = label * (1 - label) * (2 * near - 1)
+        name = "natural photo" if natural[k] else "composite"
+        if name not in pictures or hair.mean() > pictures[name][1].mean():
+            pictures[name] = views, hair, 0.4
     part = path.with_suffix(".png")  # rows that train side by side draw one each
     save_sheet(pictures, part)
     os.replace(part, path.with_name("batch.png"))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What mlb.py promises, in its own order: python -m pytest [-m "not slow"]
+"""What mlb.py promises, in mlb.py's order: python -m pytest [-m "not slow"]
 
+To see how the method is tested, read first: test_boundary_label and test_blend (section 3),
+test_a_composite_by_hand (1), test_label_rows_are_what_blending_by_hand_gives (4).
 MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: python test_mlb.py tells how;
-grep -n _exercise test_mlb.py finds their tests, and the answers are at the end of this file.
+grep -n _exercise test_mlb.py finds their tests; answers are at the end of this file.
 """
 
 import ast
@@ -268,9 +270,15 @@ def test_composite_exercise02():
     background = 1 - foreground
     alpha = np.array([[0.25], [0.75]])
     expected = np.array([[0.25, 0.5, 0.75], [0.35, 0.35, 0.35]])
-    assert_close(mlb.composite(foreground, alpha, background), expected)
-    assert (foreground + background == 1).all(), "expected input as it was, got input changed"
-    assert_close(mlb.composite(255 * foreground, alpha, 255 * background), 255 * expected)
+    for scale in (1, 255):
+        front, behind = scale * foreground, scale * background
+        got = mlb.composite(front, alpha, behind)
+        assert (front + behind == scale).all(), "expected input as it was, got input changed"
+        for i, j in np.ndindex(2, 3):
+            case = f"foreground {front[i, j]:g}, alpha {alpha[i, 0]:g}, background {behind[i, j]:g}"
+            wanted = scale * expected[i, j]
+            off = abs(got[i, j] - wanted)
+            assert off < 1e-6, f"expected {wanted:g} for {case}, got {got[i, j]:g}"
     (half,) = mlb.composite(np.uint8([10]), np.float32([0.5]), np.uint8([20]))
     assert half == 15, f"expected 15 half-way from byte 10 to 20, got {half:g}: a difference wraps"
 
@@ -344,7 +352,8 @@ def test_half_of_the_annotators_are_careful(monkeypatch):
 
 
 def person_mixer(mix=0.5, **more):
-    """A mixer of one photo as red as its soft matte is white; composites have a blue background."""
+    """A mixer of one photo whose red is its matte, so that red shows what alpha did to it; the
+    background of composites is blue."""
     y, x = np.mgrid[:48, :48]
     matte = save_picture("matte.png", (12 * x + 6 * y - 250).clip(0, 255))
     black = Image.new("L", (48, 48))
@@ -430,6 +439,16 @@ def test_a_composite_by_hand_exercise05(monkeypatch):
         off = abs(red - target**4).mean() + abs(green - (1 - target) ** 2).mean()
         said = "expected degrade of composite with alpha = target / 255, got {:.2f} off"
         assert off < 0.02, said.format(off)
+
+
+def test_a_composite_is_rounded_to_bytes_exercise05(monkeypatch):
+    """The photo's red is the target t: before black it becomes t²."""
+    monkeypatch.setattr(mlb, "clutter", lambda image, rng: 0 * image)
+    monkeypatch.setattr(mlb, "degrade", lambda image, rng: image)
+    sample = person_mixer(mix=1)[0]
+    target = sample["target"][0].astype(float)
+    off = abs(sample["image"][0] - target**2 / 255).max()
+    assert off < 0.51, f"expected colours rounded to bytes, got them {off:.2f} off"
 
 
 def test_an_annotated_mask_changes_nothing_else_exercise05(monkeypatch):
@@ -628,8 +647,9 @@ def test_mlb_loss_by_hand_exercise09():
     other = (zero - 2).requires_grad_()
     terms = mlb.mlb_loss(logits, other, target, boundary)
     expected = {
+        # a quarter each: right in the boundary, then white missed, then black right
         "matte": np.log1p(np.exp([-2, 2, -2, -2])).mean(),
-        "boundary": np.log1p(np.exp([2, -2, -2, -2])).mean(),
+        "boundary": np.log1p(np.exp([2, -2, -2, -2])).mean(),  # missed, then right
         "detail": 1 / (1 + math.exp(2)),
         "laplacian": mlb.laplacian_loss(logits.sigmoid(), target),
     }
@@ -649,7 +669,8 @@ def test_detail_is_a_mean_over_pictures_exercise09():
     logits -= 50
     logits[0, 0, :8, 0] = 50  # most of them no boundary
     detail = mlb.mlb_loss(logits, logits, target, boundary)["detail"]
-    assert abs(detail - 0.5) < 1e-6, f"expected a detail of (1/2 + 1 + 0) / 3, got {detail:.4f}"
+    said = "expected detail 0.5, the mean of three pictures' 1/2, 1 and 0 (no boundary), got {:.4f}"
+    assert abs(detail - 0.5) < 1e-6, said.format(detail)
 
 
 def test_loss_is_finite_and_in_fp32_exercise09():
@@ -863,9 +884,21 @@ def test_a_sheets_detail_is_where_its_map_is_highest():
     spot = torch.zeros(112, 112)
     spot[80:90, 40:50] = 1
     views = {"photo": spot.expand(3, -1, -1), "truth": spot}
-    mlb.save_sheet({"x": (views, spot, 56)}, "sheet.png")
+    mlb.save_sheet({"x": (views, spot, 0.5)}, "sheet.png")
     column = grey("sheet.png")[34:, 228:452]
     assert_close(column[228:452].mean(), 4 * column[:224].mean(), 0.005)
+
+
+def test_a_batchs_picture_is_the_one_with_hair_at_its_mask():
+    """Of a photo without hair, one with hair at its mask and one with as much far away."""
+    mask, hair = torch.zeros(2, 3, 1, 64, 64)
+    mask[:, :, :, :20] = 1
+    hair[1, :, 20:40, 22:26] = hair[2, :, 20:40, 50:54] = 0.5
+    image = (mask + hair).expand(-1, 3, -1, -1)
+    mlb.save_batch(image, mask, mask + hair, torch.ones(3), Path("x.pt"))
+    label = grey("batch.png")[34:258, 228:452]
+    assert label[:, 77:91].mean() > 0.1, "the second"
+    assert label[:, 160:].mean() < 0.01, "not the third"
 
 
 def test_a_sheet_shows_where_columns_agree_least(trained, monkeypatch):
@@ -1154,6 +1187,46 @@ def test_cuda_trains_benches_and_mattes(toy):
 # == 5  Evaluation ================================================================================
 
 
+def test_gradient_of_steps_and_ramps():
+    y, x = np.mgrid[:30, :40]
+    assert_close(mlb.gradient(x * 0 + 1), x * 0)  # at the border, too
+    ramp = mlb.gradient(0.03 * x - 0.04 * y)
+    assert_close(ramp[6:-6, 6:-6], np.full((18, 28), 0.05), 1e-4)
+    for step in (x < 20, y < 15):
+        assert_close(mlb.gradient(step).max(), 0.2725, 1e-4)  # Σ t·g(t)/σ² for t = 1 to 6
+
+
+def test_metrics_by_hand_exercise06():
+    """Near the boundary, two pixels of which one lies in a corner, are 25 and 9 pixels."""
+    truth = np.zeros((20, 30))
+    truth[0, 0] = truth[10, 10] = 0.5
+    truth[5, 15], truth[15, 5] = 0.05, 0.95
+    prediction = truth.copy()
+    prediction[12, 12] = 0.4
+    prediction[15, 5] = 0.65
+    steeper = mlb.gradient(prediction) - mlb.gradient(truth)
+    expected = {
+        "SAD": 0.7 / 1000,
+        "MSE": 0.25 / 600,
+        "MAD": 0.7 / 600,
+        "Grad": (steeper**2).sum() / 10,
+        "Boundary MAD": 0.4 / 34,
+    }
+    found = mlb.metrics(prediction, truth)
+    for name, value in expected.items():
+        off = abs(found[name] - value)
+        assert off < 1e-6, f"expected {name} {value:.5g}, got {found[name]:.5g}"
+
+
+def test_metrics_without_a_boundary_or_of_two_shapes_exercise06():
+    truth = np.zeros((40, 50))
+    nothing = mlb.metrics(truth, truth)["Boundary MAD"]
+    assert math.isnan(nothing), f"expected nan where there is no boundary, got {nothing}"
+    with pytest.raises(ValueError):
+        mlb.metrics(truth, truth[:1])
+        pytest.fail("expected a ValueError for shapes that broadcast, got none")
+
+
 class Probe(mlb.MattingNet):
     """A network whose matte and boundary are the mask, or else the picture's red."""
 
@@ -1190,6 +1263,20 @@ def test_eval_refuses_a_pair_of_another_aspect(toy, student, capsys):
 # == 6  Benchmark =================================================================================
 
 
+def test_fold_keeps_the_function_exercise10():
+    net = mlb.MattingNet(8).eval()
+    for name, values in net.state_dict().items():
+        if ".1." in name and values.dim():  # batch norm's, as after a training
+            values.uniform_(0.5, 2)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(image)[0]
+        folded = mlb.fold(net)
+        assert_close(folded(image)[0], expected, 1e-3)
+        assert torch.equal(net(image)[0], expected), "expected the network kept, got input changed"
+    assert "BatchNorm" not in str(folded), "expected batch norm folded away, got it left"
+
+
 def test_bench_prints_a_row_for_each_step(student, capsys, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda net, **options: net)
     assert call("bench", "--size", 64, "--compile", *student) == 0
@@ -1218,6 +1305,22 @@ def test_the_clock_waits_for_cuda(monkeypatch):
 # == 7  Matting ===================================================================================
 
 CUT = Path("cutouts")  # where matte puts them
+
+
+def test_estimate_foreground_exercise07():
+    """A person with a soft edge, before stripes."""
+    y, x = np.mgrid[:96, :96]
+    person = torch.tensor(np.stack([200 + 0 * x, y, x + y])) / 200
+    alpha = torch.tensor(disc(96, 96, soft=12, radius=30))[None] / 255
+    background = torch.ones_like(person)
+    background[0] = torch.tensor(x % 2)
+    image = alpha * person + (1 - alpha) * background
+    found = mlb.estimate_foreground(image, alpha)
+    low, high = found.min(), found.max()
+    assert low >= 0 and high <= 1, f"expected colours in [0, 1], got {low:.2f} to {high:.2f}"
+    edge = abs(alpha[0] - 0.5) < 0.4
+    ratio = abs(found - person)[:, edge].mean() / abs(image - person)[:, edge].mean()
+    assert ratio < 0.26, f"expected under 0.26 of the photo's error, got {ratio:.2f}"
 
 
 def test_people_are_cut_out_at_the_photos_own_size(student):
@@ -1389,77 +1492,8 @@ def test_help_tells_the_usage(command, capsys):
     assert capsys.readouterr().out.startswith(f"usage: mlb {command}")
 
 
-# == 5 to 7  What exercises ask for: metrics, fold, estimate_foreground ==========================
-
-
-def test_gradient_of_steps_and_ramps():
-    y, x = np.mgrid[:30, :40]
-    assert_close(mlb.gradient(x * 0 + 1), x * 0)  # at the border, too
-    ramp = mlb.gradient(0.03 * x - 0.04 * y)
-    assert_close(ramp[6:-6, 6:-6], np.full((18, 28), 0.05), 1e-4)
-    for step in (x < 20, y < 15):
-        assert_close(mlb.gradient(step).max(), 0.2725, 1e-4)  # Σ t·g(t)/σ² for t = 1 to 6
-
-
-def test_metrics_by_hand_exercise06():
-    """Near the boundary, two pixels of which one lies in a corner, are 25 and 9 pixels."""
-    truth = np.zeros((20, 30))
-    truth[0, 0] = truth[10, 10] = 0.5
-    truth[5, 15], truth[15, 5] = 0.05, 0.95
-    prediction = truth.copy()
-    prediction[12, 12] = 0.4
-    prediction[15, 5] = 0.65
-    steeper = mlb.gradient(prediction) - mlb.gradient(truth)
-    expected = {
-        "SAD": 0.7 / 1000,
-        "MSE": 0.25 / 600,
-        "MAD": 0.7 / 600,
-        "Grad": (steeper**2).sum() / 10,
-        "Boundary MAD": 0.4 / 34,
-    }
-    found = mlb.metrics(prediction, truth)
-    for name, value in expected.items():
-        off = abs(found[name] - value)
-        assert off < 1e-6, f"expected {name} {value:.5g}, got {found[name]:.5g}"
-
-
-def test_metrics_without_a_boundary_or_of_two_shapes_exercise06():
-    truth = np.zeros((40, 50))
-    nothing = mlb.metrics(truth, truth)["Boundary MAD"]
-    assert math.isnan(nothing), f"expected nan where there is no boundary, got {nothing}"
-    with pytest.raises(ValueError):
-        mlb.metrics(truth, truth[:1])
-        pytest.fail("expected a ValueError for shapes that broadcast, got none")
-
-
-def test_fold_keeps_the_function_exercise10():
-    net = mlb.MattingNet(8).eval()
-    for name, values in net.state_dict().items():
-        if ".1." in name and values.dim():  # batch norm's, as after a training
-            values.uniform_(0.5, 2)
-    image = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = net(image)[0]
-        folded = mlb.fold(net)
-        assert_close(folded(image)[0], expected, 1e-3)
-        assert torch.equal(net(image)[0], expected), "expected the network kept, got input changed"
-    assert "BatchNorm" not in str(folded), "expected batch norm folded away, got it left"
-
-
-def test_estimate_foreground_exercise07():
-    """A person with a soft edge, before stripes."""
-    y, x = np.mgrid[:96, :96]
-    person = torch.tensor(np.stack([200 + 0 * x, y, x + y])) / 200
-    alpha = torch.tensor(disc(96, 96, soft=12, radius=30))[None] / 255
-    background = torch.ones_like(person)
-    background[0] = torch.tensor(x % 2)
-    image = alpha * person + (1 - alpha) * background
-    found = mlb.estimate_foreground(image, alpha)
-    low, high = found.min(), found.max()
-    assert low >= 0 and high <= 1, f"expected colours in [0, 1], got {low:.2f} to {high:.2f}"
-    edge = abs(alpha[0] - 0.5) < 0.4
-    ratio = abs(found - person)[:, edge].mean() / abs(image - person)[:, edge].mean()
-    assert ratio < 0.26, f"expected under 0.26 of the photo's error, got {ratio:.2f}"
+# == Exercises ==================================================================================
+# python test_mlb.py tells how to use them. The answers follow: look away while you work.
 
 
 def edge_band_exercise16():
@@ -1505,9 +1539,6 @@ if hasattr(mlb, "connectivity"):
     test_connectivity_exercise17 = connectivity_exercise17
 
 
-# == Exercises ==================================================================================
-# python test_mlb.py tells how to use them. What follows are the answers: look away while you work.
-
 HOLES = {  # tests ..._exercise01 to 10 guard them
     1: "boundary_label",
     2: "composite",
@@ -1524,7 +1555,7 @@ EXTENSIONS = {16: "edge_band", 17: "connectivity"}  # functions of the student's
 TOLD = {  # other places where mlb.py gives an answer away: a hole leaves them out
     1: ["0.05 < M < 0.95", "low < M < high"],
     2: ["alpha · foreground + (1 − alpha) · background"],
-    3: ["α′·M′ + (1 − α′)·S"],
+    3: ["α′·M′ + (1 − α′)·S", "w·M′ + (1 − w)·B"],
     5: ["a matte has no light, blur or noise"],
 }
 HINTS = {  # what a message of Python's or torch's means here
@@ -1656,7 +1687,8 @@ ANSWERS = {  # right answers that differ from mlb.py's
             return abs(phi_p - phi_t).sum() / 1000
     """,
 }
-# wrong answers: what of the right one => is changed to what => ... => words of the message
+# wrong answers: what of the right one => is changed to what => ... => words of the message. Such as
+# "M <= low => M < low => expected 0": with M < low instead of M <= low it is to say "expected 0"
 WRONG = {
     1: """
         M <= low => M < low => expected 0 for M 0.05, got 1
@@ -1667,8 +1699,8 @@ WRONG = {
     """,
     2: """
         foreground * alpha + rest => np.clip(foreground * alpha + rest, 0, 1) => got 1
-        foreground * alpha => foreground * (alpha > 0.5) => expected 0.25, got 0
-        background - background * alpha => background => expected 0.35, got 0.95
+        foreground * alpha => foreground * (alpha > 0.5) => expected 0.25 for foreground 1, alpha
+        background - background * alpha => background => background 0.5, got 0.625
         rest = background - => rest = background; background -= => input changed
         foreground * alpha + rest => background + alpha * (foreground - background) => wraps
     """,
@@ -1696,6 +1728,7 @@ WRONG = {
         target / 255 => target => alpha = target / 255
         if not natural and => if => as it is
         behind = clutter(behind, rng) => pass => expected clutter
+        np.round(composite(image, alpha, behind)) => composite(image, alpha, behind) => rounded
         image = np.uint8 => image = clutter(np.uint8 => behind))) => behind))), rng) => in front
         degrade(image, rng) => image => expected degrade on
         composite(image => composite(degrade(image, rng) => degraded once
@@ -1780,18 +1813,20 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
     11: "rng).transpose(2, 0, 1) => rng).transpose(2, 0, 1)[..., :: rng.choice([-1, 1])] => "
     "a_composite_by_hand_exercise05",
 }
-NOTES = """Instructor's notes: 60 minutes. A week before, ask each student for the table that ends
-README's first command; runs/mlb is brought to class. Who has no working laptop (nobody has tried
-Windows) works in pairs. Hole 1 is homework, to get to know hole and grade. Goals: to say what a
-mask knows and what a teacher knows; to write the formulas of α, B and a composite, and a sample; to
-find a bug by its pictures.
+NOTES = """Instructor's notes: two hours, or the first of them alone. A week before, ask for each
+student's table that ends README's first command; runs/mlb is brought to class. Who has no laptop
+(nobody has tried Windows) works in pairs. Hole 1 is homework, to get to know hole and grade. Goals:
+to say what a mask knows and what a teacher knows; to write the formulas of α, B and a composite,
+and a sample; to find a bug by its pictures.
 
-Before class, with the python of .venv:
-    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
+Before class, with the python of .venv (some 10 minutes; README's first command has made runs/mlb):
     python test_mlb.py bug 10 --to bug10.py
-    python bug10.py train --size 64 --teacher-steps 150 --steps 150 --out runs/bug10
+    python bug10.py train --out runs/bug10
+    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
 
-10  the five points of README, α and B on the board; data_sample/labels.png on the wall
+The first hour
+10  the five points of README; data_sample/labels.png on the wall, its upper half first. Not the
+    formula of B: point 3 says whom to believe, hole 3 asks to write that down
 10  holes 2 and 3, README closed:   python test_mlb.py hole 2 3 5 --to my_mlb.py
     after each:   python test_mlb.py grade my_mlb.py
 20  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
@@ -1800,18 +1835,22 @@ Before class, with the python of .venv:
     not checking that there are backgrounds, degrade before the composite. Then one step with it:
     python my_mlb.py train --size 64 --teacher-steps 1 --steps 1 --out runs/mine   and its batch.png
     (the photo's label is grey and all boundary: its teacher knows nothing; look at the composite).
-    At minute 35 show ANSWERS[5] of test_mlb.py; who is not done makes runs/mine with mlb.py
+    At minute 35:   python test_mlb.py answer 5;   who is not done makes runs/mine with mlb.py
  5  data_sample/mattes.png, README's large table and their own: what do masks alone give (people
     without hair: boundary MAD 183), what do composites add (naive mix: 172), what does blending
     (142), where does it gain nothing (SAD 1.36, naive mix 1.32, ± 0.03: faint outlines)?
-10  runs/bug10 beside runs/lab: pictures and tables, the code later. Where is B wrong, and whose
-    mistake is it? The MSE of labels B is 69 instead of 11.2. (So short a run shows no gain of
-    labels B at the boundary, 163 against 160 of labels S: its teacher has hardly learned.)
- 5  discussion: why do the outermost strands fade from teacher to student? (B has them only as far
-    as α' says, and who is unsure says less.) What do the tests of hole 5 not see? (That bytes are
-    rounded, not cut off.)
-If time is left: exercise 11, from runs/mine, guesses first (why is detail near 1/4?); bug 7, from
-batch.png alone (one step is enough).
+10  runs/bug10 beside runs/mlb, pictures and tables, the code later. Where is B wrong, and whose
+    mistake is it? (Hair is cut off as by the mask, shirts on the wall are people: BUG10)
+ 5  README's two questions. Which strands does the teacher see that the student does not? (The
+    outermost: B has them only as far as α' says, and who is unsure says less.) What is left of the
+    teacher's mistakes? (Ghosts of what it takes for people, stripes above all: its α' is high on
+    their outlines, so B has these, and the student spreads them.)
+
+The second hour
+30  exercises 11 to 15, one a group: guesses on the board before the run, three minutes each to
+    tell the others afterwards
+20  hole 9, in a new file: what does each term see that the others do not?
+10  bug 7, from batch.png alone (one step is enough)
 
 The answers stand in test_mlb.py, which the students have, and diff finds any bug: say so.
 Bug 8 is seen on CUDA alone. The most-hair picture of a sheet is the same for all runs; the other is
@@ -1827,7 +1866,7 @@ Predict, then measure (MSE, boundary MAD, e-3; as it is: teacher 92, 289; MLB 41
     student does not (MLB 40 to 41): masks know the scenes
 16  labels B 10.2, 163 (without: 11.2, 163): outlines of things are gone, but so are
     strands beyond the band; MLB 40, 258 hardly tells
-bug 10  MLB 76, 280; labels B 69, 260
+bug 10  MLB 76, 280; labels B 69, 260 (in the lab run)
 
 Why near 1/4 in 11: an untrained teacher says M' = 1/2 and α' = 1/2 everywhere, so that B is 1/4 or
 3/4: all of a photo is boundary, and the untrained student, who says 1/2, is 1/4 off.
@@ -1846,7 +1885,7 @@ Bugs
 10  M' and S swapped in the blend: hair from the mask, semantics from the teacher
 11  the image is mirrored without its label, half of the time
 
-Holes: ANSWERS and WRONG in test_mlb.py hold right and wrong answers.
+Holes: python test_mlb.py answer N. WRONG in test_mlb.py has wrong answers, and what is said then.
 """
 
 
@@ -1916,12 +1955,12 @@ def failure(test, text):
             ours = isinstance(problem, (AssertionError, pytest.fail.Exception))
             if (ours and "expected" in said) or "not written yet" in said:
                 return said
-            for word, hint in HINTS.items():
-                if word in said:
-                    said += hint
+            hints = [hint for word, hint in HINTS.items() if word in said]
+            said += "".join(hints[:1])
             frames = traceback.extract_tb(problem.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == "your file"]
-            return f"{type(problem).__name__} in lines {lines}: {said}"
+            where = f" in lines {lines}" if lines else ""
+            return f"{type(problem).__name__}{where}: {said}"
     return ""
 
 
@@ -1940,14 +1979,19 @@ def grade(text):
     yours, ours = functions(text), functions(with_holes({}))
     found = {}
     for number, name in (HOLES | EXTENSIONS).items():
-        one, other = (named.get(name.split(".")[-1]) for named in (yours, ours))
+        name = name.removeprefix("Mixer.")
+        one, other = yours.get(name), ours.get(name)
         if other and not one:
-            found[number] = "expected this function, got a file without it"
+            found[name] = number, "expected this function, got a file without it"
         elif one and (other is None or ast.dump(one) != ast.dump(other)):
-            found[number] = exercise(number, text)
-        if number in found:
-            print(f"{number:2}  {name:20}  {found[number] or 'passed'}")
-    passed = list(found.values()).count("")
+            found[name] = number, exercise(number, text)
+    failed = [name for name, (_, said) in found.items() if said]
+    for name, (number, said) in found.items():
+        for used in failed:
+            if name in failed and name in yours and f"{used}(" in ast.unparse(yours[name].body):
+                said += f"; it uses {used}, mend that first"
+        print(f"{number:2}  {name:20}  {said or 'passed'}")
+    passed = len(found) - len(failed)
     print(f"{passed} of {len(found)} passed; functions as they are in mlb.py are not listed")
     return 0 < passed == len(found)
 
@@ -1956,6 +2000,7 @@ USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the 
                                                   1 to 10; hole 1 2 3: of three
        python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
        python test_mlb.py grade my_mlb.py         what is right, and what came instead
+       python test_mlb.py answer 5                a right answer
        python test_mlb.py instructor              notes for who teaches, with answers"""
 
 
@@ -1971,6 +2016,9 @@ def main(words):
                 return 0 if grade(Path(path).read_text(encoding="utf-8")) else 1
             case ["instructor"]:
                 print(NOTES)
+                return 0
+            case ["answer", number]:
+                print(textwrap.dedent(ANSWERS[int(number)]))
                 return 0
             case _:
                 raise ValueError
@@ -2028,8 +2076,10 @@ def test_exercises_are_written_once_and_graded(capsys):
         assert told not in text, f"expected the answer left out, got {told}"
     assert main(["grade", "my_mlb.py"]) == 1
     assert main(["instructor"]) == 0
+    assert main(["answer", "3"]) == 0
     assert main(["bug", "12", "--to", "b.py"]) == 2
-    assert "0 of 4 passed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ANSWERS[3] in said and "0 of 4 passed" in said
 
 
 if __name__ == "__main__":
