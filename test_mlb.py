@@ -310,6 +310,8 @@ def test_clutter_draws_three_kinds_of_things(monkeypatch):
     monkeypatch.setattr(mlb.ImageDraw, "Draw", lambda picture: draw)
     over_seeds(mlb.clutter, np.zeros((64, 64, 3), np.uint8))
     assert {name for name, *_ in draw.mock_calls} == {"ellipse", "rectangle", "line"}
+    for _, (places, *_), _ in draw.mock_calls:
+        assert -0.2 <= min(places) / 64 and max(places) / 64 <= 1.6, "near the picture"
 
 
 def test_hurried_mask_of_a_person_exercise08():
@@ -874,6 +876,13 @@ def test_train_writes_what_it_promises(trained):
     assert [list(score) for score in scores["MLB"]] == [list(mlb.SCALES)], "one seed"
 
 
+def test_each_row_shows_its_first_batch(toy, monkeypatch):
+    monkeypatch.setattr(mlb, "save_batch", Mock())
+    run("train", toy, OUT)
+    shown = [call.args[-1].stem for call in mlb.save_batch.call_args_list]
+    assert shown == ["teacher.0", "MLB.0"]
+
+
 @pytest.mark.parametrize("name", ["batch", "labels", "mattes"])
 def test_a_sheet_is_not_blank(name, trained):
     page = grey(trained[1] / f"{name}.png")
@@ -1037,6 +1046,23 @@ def test_what_holds_a_training_up_is_noted(capsys):
     args.device = "cuda:0"
     mlb.report("MLB", 0, 2, 2 * [[0] * 6 + [1, 2]], args)  # half of each step was waiting
     assert "50% of MLB" in capsys.readouterr().err
+
+
+def test_only_the_first_rank_holds_the_folder(monkeypatch):
+    with mlb.locked("."):
+        refusal(mlb.locked(".").__enter__)
+        monkeypatch.setattr(mlb, "RANK", 1)
+        with mlb.locked("."):
+            pass
+
+
+@pytest.mark.parametrize(
+    "device, ranks, synchronised", [("cpu", 2, 0), ("meta", 1, 0), ("meta", 2, 1)]
+)
+def test_batch_norm_is_synchronised_over_gpus(device, ranks, synchronised, monkeypatch):
+    monkeypatch.setattr(mlb, "WORLD_SIZE", ranks)
+    args = mlb.parse(["train", "--device", device])
+    assert ("SyncBatchNorm" in str(mlb.new_net("MLB", 0, args))) == synchronised
 
 
 CHANGES = ["lr 0.5", "mix 0.5", "steps 9", "batch 8", "width 9", "size 64", "amp off", "masks 2"]
@@ -1294,10 +1320,10 @@ def test_bench_needs_no_weights():
 
 def test_the_clock_waits_for_cuda(monkeypatch):
     seen = Mock()
-    seen.clock.return_value = 0.0
+    seen.clock.side_effect = [1.0, 3.5]
     monkeypatch.setattr(time, "perf_counter", seen.clock)
     monkeypatch.setattr(torch.cuda, "synchronize", seen.wait)
-    mlb.seconds_of(seen.run, "x", "cuda:0")
+    assert mlb.seconds_of(seen.run, "x", "cuda:0") == 2.5
     calls = [name for name, *_ in seen.mock_calls]
     assert calls == ["wait", "clock", "run", "wait", "clock"]
 
@@ -1305,6 +1331,14 @@ def test_the_clock_waits_for_cuda(monkeypatch):
 # == 7  Matting ===================================================================================
 
 CUT = Path("cutouts")  # where matte puts them
+
+
+def test_blur_spreads_a_pixel_over_its_radius():
+    spot = torch.zeros(1, 96, 120)
+    spot[0, 48, 60] = 1
+    spread = mlb.blur(spot, 12)[0] > 1e-6
+    assert_close([spread.any(1).sum(), spread.any(0).sum()], [28, 28], 8)
+    assert_close(mlb.blur(0 * spot + 0.5, 12), 0 * spot + 0.5)
 
 
 def test_estimate_foreground_exercise07():
@@ -1407,6 +1441,7 @@ train --mix 1.5
 train --lr nan
 train --batch 0
 train --seed -1
+eval --size 1000000001
 train --step 9
 train --amp half
 train --device gpu
