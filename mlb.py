@@ -243,8 +243,9 @@ def clutter(background, rng):
 
 
 def hurried_mask(matte, rng):
-    """A mask of 0 and 255 as a hurried annotator might click it, for a matte, bytes H×W: at a lower
-    resolution, blurred, cut at a level that differs from place to place (our extension)."""
+    """A mask of 0 and 255 as a hurried annotator might click it, for a matte, bytes H×W: shrunk by
+    1 to 3, blurred by about 1 % of its width, cut at levels of 100 to 240 that change slowly from
+    place to place, and then enlarged, in blocks (our extension)."""
     size = matte.shape[::-1]
     small = Image.fromarray(matte).reduce(int(rng.integers(1, 4)))
     radius = rng.uniform(0.5, 2) * small.width / 128
@@ -414,13 +415,13 @@ def guided_blend(M_t, alpha_t, S):
 
 def laplacian_loss(prediction, target, levels=4):
     """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale. As in Hou &
-    Liu (ICCV 2019), with box filters. Each level weighs twice the finer one; the sum is divided
-    by levels; the coarsest average is left out."""
+    Liu (ICCV 2019), whose weights double from level to level, with box filters; the sum is
+    divided by levels; the coarsest average is left out."""
     difference = prediction - target  # a pyramid is linear: one of the difference is enough
     total = 0
     for level in range(levels):
         coarse = F.avg_pool2d(difference, 2)
-        fine = difference - F.interpolate(coarse, scale_factor=2.0)
+        fine = difference - F.interpolate(coarse, scale_factor=2.0)  # nearest: four alike
         total = total + 2**level * fine.abs().mean()
         difference = coarse
     return total / levels
@@ -451,17 +452,19 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 
 # mix: share of D_m, None for --mix; label: of photos of D_s; teacher: who says M′ and α′;
 # guided: whether the row itself sees masks
-Row = namedtuple("Row", "mix label teacher guided", defaults=[False])
+Row = namedtuple("Row", "mix label teacher guided", defaults=[None, None, None, False])
 ROWS = {
-    "teacher": Row(1.0, None, None),
-    "guided teacher": Row(1.0, None, None, guided=True),
-    "segmentation only": Row(0.0, "S", None),
-    "naive mix": Row(None, "S", None),
-    "pseudo-labels": Row(None, "M′", "teacher"),
-    "MLB": Row(None, "B", "teacher"),
-    "MLB guided": Row(None, "B guided", "guided teacher"),
-    "upper bound": Row(None, "true matte", None),
+    "teacher": Row(mix=1.0),
+    "guided teacher": Row(mix=1.0, guided=True),
+    "segmentation only": Row(mix=0.0, label="S"),
+    "naive mix": Row(label="S"),
+    "pseudo-labels": Row(label="M′", teacher="teacher"),
+    "MLB": Row(label="B", teacher="teacher"),
+    "MLB guided": Row(label="B guided", teacher="guided teacher"),
+    "upper bound": Row(label="true matte"),
 }
+# of a row's log: terms of the loss, learning rate, seconds until the batch was there, and in all
+COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", "seconds"]
 SAVE_SECONDS = 10  # between two checkpoints
 HALF = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -500,8 +503,7 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)  # the mask is for guided ones alone
-    # the learned label's boundary, false outlines included: α′ only blends
-    boundary = boundary_label(target)
+    boundary = boundary_label(target)  # α of the label, false outlines included: α′ is no target
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
     optimizer.zero_grad()
@@ -513,6 +515,37 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     if WORLD_SIZE > 1:  # the log tells of the whole batch
         distributed.all_reduce(terms)
     return terms / WORLD_SIZE
+
+
+def new_net(name, seed, args):
+    """A row's network before its first step: all of a seed are alike, but the guided teacher's."""
+    torch.manual_seed(seed)
+    net = MattingNet(args.width, ROWS[name].guided)
+    net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
+    if WORLD_SIZE > 1 and args.device != "cpu":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
+    return net
+
+
+def new_loader(name, seed, done, steps, args, data):
+    """The batches of a row after `done` of its steps; of each, a rank gets its share."""
+    row = ROWS[name]
+    mixer = Mixer(
+        data["mattes"],
+        data["backgrounds"],
+        data["true mattes" if row.label == "true matte" else "masks"],
+        args.mix if row.mix is None else row.mix,
+        args.size,
+        2 * seed + (row.label is None),  # a student must not see its teacher's very composites
+        guided=row.guided,
+    )
+    return DataLoader(
+        mixer,
+        args.batch // WORLD_SIZE,
+        sampler=range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE),
+        num_workers=args.workers,
+        pin_memory=args.device != "cpu",
+    )
 
 
 def fit(name, seed, nets, args, data):
@@ -547,9 +580,9 @@ def fit(name, seed, nets, args, data):
         rate = learning_rate(step, steps, args.lr)
         optimizer.param_groups[0]["lr"] = rate
         terms = train_step(model, batch, row.label, teacher, optimizer, scaler, HALF[args.amp])
-        seconds = time.monotonic() - clock
-        clock += seconds
-        log.append([*terms, rate, waited, seconds])
+        now = time.monotonic()
+        log.append([*terms, rate, waited, now - clock])
+        clock = now
 
         if step == steps or clock > next_save:
             next_save = clock + SAVE_SECONDS
@@ -558,6 +591,16 @@ def fit(name, seed, nets, args, data):
                 save(path, parts, log, args)
                 report(name, seed, steps, log, args)
     return net.eval().requires_grad_(False)
+
+
+def fit_rows(names, seed, nets, args, data):
+    """Trains rows one after another; those of compare on a CPU side by side, one on each core."""
+    fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
+    run = map
+    if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
+        cores = min(4, torch.get_num_threads())
+        run = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
+    list(run(fit_row, names))
 
 
 def train(args):
@@ -582,7 +625,7 @@ def train(args):
             counts = [f"{len(paths)} {use}" for use, paths in data.items()]
             print(args.device, *counts, sep=", ")
         for seed in seeds:
-            # made here, not in those threads: torch's random numbers are shared
+            # made here, not in threads: torch's random numbers are shared
             nets = {name: new_net(name, seed, args) for name in names}
             fit_rows(teachers, seed, nets, args, data)  # stage 1, from composites
             fit_rows(students, seed, nets, args, data)  # stage 2, from their teachers' labels
@@ -591,47 +634,6 @@ def train(args):
     if RANK == 0:
         print(table(scores))
         print(f"{(time.monotonic() - start) / 60:.1f} minutes; look at the pictures in {args.out}")
-
-
-def fit_rows(names, seed, nets, args, data):
-    """Trains rows one after another; those of compare on a CPU side by side, one on each core."""
-    fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
-    run = map
-    if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
-        cores = min(4, torch.get_num_threads())
-        run = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
-    list(run(fit_row, names))
-
-
-def new_net(name, seed, args):
-    """A row's network before its first step: all of a seed are alike, but the guided teacher's."""
-    torch.manual_seed(seed)
-    net = MattingNet(args.width, ROWS[name].guided)
-    net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
-    if WORLD_SIZE > 1 and args.device != "cpu":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # one mean over all ranks' pictures
-    return net
-
-
-def new_loader(name, seed, done, steps, args, data):
-    """The batches of a row after `done` of its steps; of each, a rank gets its share."""
-    row = ROWS[name]
-    mixer = Mixer(
-        data["mattes"],
-        data["backgrounds"],
-        data["true mattes" if row.label == "true matte" else "masks"],
-        args.mix if row.mix is None else row.mix,
-        args.size,
-        2 * seed + (row.label is None),  # a student must not see its teacher's very composites
-        guided=row.guided,
-    )
-    return DataLoader(
-        mixer,
-        args.batch // WORLD_SIZE,
-        sampler=range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE),
-        num_workers=args.workers,
-        pin_memory=args.device != "cpu",
-    )
 
 
 def evaluate_seed(nets, scores, args, data):
@@ -692,8 +694,6 @@ class Muon(torch.optim.Optimizer):
 # what must stay the same on --resume; "files" is the data set, see fingerprint
 RUN_OPTIONS = ["files", "mattes", "masks", "size", "width", "batch", "teacher_steps", "steps"]
 RUN_OPTIONS += ["lr", "weight_decay", "mix", "amp", "compile"]
-# of a row's log: terms of the loss, learning rate, seconds until the batch was there, and in all
-COLUMNS = ["matte", "laplacian", "detail", "boundary", "total", "lr", "waited", "seconds"]
 
 
 def report(name, seed, steps, log, args):
@@ -1022,7 +1022,10 @@ def save_batch(image, mask, target, natural, path):
             views["mask"] = mask[k, 0]
         near = F.max_pool2d(mask[k], 15, stride=1, padding=7)[0]  # farther are false outlines
         hair = label * (1 - label) * (2 * near - 1)
-        name = "natural photo" if natural[k] else "composite"
+        name = "composite"
+        if natural[k]:  # what one does not see is the teacher's doubt
+            name = "natural photo"
+            hair = hair * torch.from_numpy(gradient(image[k].mean(dim=0)))
         if name not in pictures or hair.mean() > pictures[name][1].mean():
             pictures[name] = views, hair, 0.4
     part = path.with_suffix(".png")  # rows that train side by side draw one each
