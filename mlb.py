@@ -76,7 +76,8 @@ SAMPLE = Path(__file__).with_name("data_sample")
 
 def composite(foreground, alpha, background):
     """The compositing equation (Porter & Duff 1984), alpha · foreground + (1 − alpha) · background,
-    for arrays that broadcast. alpha is a matte, in [0, 1]; the paper's α is another thing."""
+    for arrays that broadcast, in [0, 1] or bytes (whose differences wrap: 10 − 20 is 246). alpha is
+    a matte, in [0, 1]; the paper's α is another thing."""
     return alpha * foreground + (1 - alpha) * background
 
 
@@ -415,13 +416,14 @@ def guided_blend(M_t, alpha_t, S):
 
 def laplacian_loss(prediction, target, levels=4):
     """Mean |difference| of two Laplacian pyramids, N×1×H×W: edges count at every scale. As in Hou &
-    Liu (ICCV 2019), whose weights double from level to level, with box filters; the sum is
-    divided by levels; the coarsest average is left out."""
+    Liu (ICCV 2019) weights double from level to level, 1 for the finest. Ours halves by means of
+    2×2 and enlarges by repeating pixels; the sum is divided by levels; the coarsest means are left
+    out."""
     difference = prediction - target  # a pyramid is linear: one of the difference is enough
     total = 0
     for level in range(levels):
         coarse = F.avg_pool2d(difference, 2)
-        fine = difference - F.interpolate(coarse, scale_factor=2.0)  # nearest: four alike
+        fine = difference - F.interpolate(coarse, scale_factor=2.0)
         total = total + 2**level * fine.abs().mean()
         difference = coarse
     return total / levels
@@ -450,8 +452,8 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 # == 4  Training: a row of the table of results is a network, its training, and its file =========
 # Students of a seed share first weights and samples: they differ in mix and in labels alone.
 
-# mix: share of D_m, None for --mix; label: of photos of D_s; teacher: who says M′ and α′;
-# guided: whether the row itself sees masks
+# mix: share of D_m, None for --mix; label: of photos of D_s, None: the row is a teacher itself;
+# teacher: who says M′ and α′; guided: whether the row itself sees masks
 Row = namedtuple("Row", "mix label teacher guided", defaults=[None, None, None, False])
 ROWS = {
     "teacher": Row(mix=1.0),
@@ -536,7 +538,7 @@ def new_loader(name, seed, done, steps, args, data):
         data["true mattes" if row.label == "true matte" else "masks"],
         args.mix if row.mix is None else row.mix,
         args.size,
-        2 * seed + (row.label is None),  # a student must not see its teacher's very composites
+        2 * seed + (row.label is None),  # odd for teachers: no student sees their very composites
         guided=row.guided,
     )
     return DataLoader(
@@ -596,11 +598,13 @@ def fit(name, seed, nets, args, data):
 def fit_rows(names, seed, nets, args, data):
     """Trains rows one after another; those of compare on a CPU side by side, one on each core."""
     fit_row = functools.partial(fit, seed=seed, nets=nets, args=args, data=data)
-    run = map
     if args.command == "compare" and args.device == "cpu" and WORLD_SIZE == 1 and not args.workers:
         cores = min(4, torch.get_num_threads())
-        run = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)).map
-    list(run(fit_row, names))
+        pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+        list(pool.map(fit_row, names))  # waits for all; Ctrl-C does not
+    else:
+        for name in names:
+            fit_row(name)
 
 
 def train(args):
@@ -852,7 +856,8 @@ def gradient(x):
 def metrics(prediction, truth):
     """SAD, MSE, MAD and Grad of two H×W arrays in [0, 1], as P3M (Li et al. 2021) reports them:
     whole image, SAD in thousands, Grad in tens, MSE and MAD per pixel; and the MAD of the boundary,
-    the pixels within 2 of 0.05 < truth < 0.95 (nan where there are none)."""
+    the pixels within 2 of 0.05 < truth < 0.95 (nan where there are none). -> {name: number}, names
+    as in SCALES. Raises ValueError where shapes differ."""
     prediction, truth = np.asarray(prediction, np.float64), np.asarray(truth, np.float64)
     if prediction.shape != truth.shape or truth.ndim != 2:
         raise ValueError(f"metrics: two H×W arrays, not {prediction.shape} and {truth.shape}")
@@ -978,9 +983,12 @@ def save_sheet(pictures, path):
     so that faint strands are seen; and what it cuts out there, on green."""
     columns = max(len(views) for views, *_ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
-    page = Image.new("RGB", (cell * columns, height * len(pictures)), "lightgrey")
+    across = len(pictures) if columns < 5 else 1  # side by side they fit a slide
+    down = len(pictures) // across
+    page = Image.new("RGB", (cell * columns * across, height * down), "lightgrey")
     draw = ImageDraw.Draw(page)
     for i, (name, (views, where, part)) in enumerate(pictures.items()):
+        x0, y0 = cell * columns * (i % across), height * (i // across)
         side = int(part * min(where.shape))
         half = side // 2
         share = F.avg_pool2d(where[None], half, stride=1)  # twice: the frame's middle counts most
@@ -992,13 +1000,13 @@ def save_sheet(pictures, path):
         for k, (title, x) in enumerate(views.items()):
             whole = to_picture(x)
             cells = [whole, whole.crop(box)]
-            place = (cell * k + 112, height * i + 18)
+            place = (x0 + cell * k + 112, y0 + 18)
             if title == "photo":
                 title = name
                 thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
                 ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
                 said = "row 2: the frame,\ngreys brightened\n\nrow 3: cut out\nwith each matte"
-                draw.text((cell * k + 8, place[1] + 500), said, "black", font_size=20)
+                draw.text((x0 + 8, y0 + 518), said, "black", font_size=20)
             else:
                 cells = [whole, to_picture(x.sqrt()).crop(box)]
                 if "boundary" not in title:  # which cuts nothing out
@@ -1006,8 +1014,8 @@ def save_sheet(pictures, path):
             title = title.removeprefix("labels ").replace("′", "'")  # the font has no ′
             draw.text(place, title, "black", anchor="mm", font_size=20)
             for j, picture in enumerate(cells):
-                picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey")
-                page.paste(picture, (cell * k, height * i + 34 + cell * j))
+                picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey", (0.5, 0))
+                page.paste(picture, (x0 + cell * k, y0 + 34 + cell * j))
     page.save(path, compress_level=1)
 
 
@@ -1022,8 +1030,10 @@ def save_batch(image, mask, target, natural, path):
             views["mask"] = mask[k, 0]
         near = F.max_pool2d(mask[k], 15, stride=1, padding=7)[0]  # farther are false outlines
         hair = label * (1 - label) * (2 * near - 1)
+        dense = F.avg_pool2d(hair[None], 9, stride=1, padding=4)[0]  # outlines are thin
+        hair = hair * dense.abs()
         name = "composite"
-        if natural[k]:  # what one does not see is the teacher's doubt
+        if natural[k]:  # grey that one does not see is the teacher's doubt
             name = "natural photo"
             hair = hair * torch.from_numpy(gradient(image[k].mean(dim=0)))
         if name not in pictures or hair.mean() > pictures[name][1].mean():
@@ -1149,7 +1159,8 @@ def blur(x, radius):
 def estimate_foreground(image, alpha):
     """The foreground of which a background and alpha made the image, see composite; 3×H×W, alpha
     1×H×W, in [0, 1]. Forte (ICIP 2021): the foreground is blurred weighted by alpha, the background
-    by 1 − alpha, widely, then narrowly."""
+    by 1 − alpha; then the foreground moves by alpha times what their composite lacks of the image,
+    and is clipped. All this widely, with radius 90, then narrowly, with 6."""
     foreground = background = image
     for radius in (90, 6):
         share = blur(alpha, radius)
