@@ -280,8 +280,9 @@ class Mixer(Dataset):
         self.mix, self.size, self.seed, self.guided = mix, size, seed, guided
 
     def __getitem__(self, i):
-        """-> {"image": bytes 3×size×size, "target" (M or S), "mask": 1×size×size, "natural"}.
-        Another draw takes the place of a file that can't be used, nine times in a row."""
+        """-> {"image": bytes 3×size×size, "target" (M or S) and "mask": bytes 1×size×size,
+        "natural": bool, whether it is of D_s}. Another draw takes the place of a file that can't be
+        used, nine times in a row."""
         rng = np.random.default_rng((self.seed, i))
         for _ in range(9):
             try:
@@ -293,8 +294,8 @@ class Mixer(Dataset):
     def draw(self, rng):
         """One sample, numpy bytes as in __getitem__. A crop of a pair: of a natural one with
         probability 1 − mix, else of a composite. If there are backgrounds, the composite is put on
-        a crop of one, after clutter. Then the image is degraded, the target is not (a matte has no
-        light, blur or noise). The mask is the target; if guided, a composite's is
+        a crop of one, after clutter. Then the image is degraded, the target is not
+        (a matte has no light, blur or noise). The mask is the target; if guided, a composite's is
         annotate(target, rng)."""
         natural = bool(rng.random() >= self.mix)
         image, target = self.crop(self.naturals if natural else self.composites, rng)
@@ -488,7 +489,7 @@ def label_batch(batch, label, teacher, device):
     if teacher is not None:
         with torch.no_grad():
             M_t, alpha_t = (logits.float().sigmoid() for logits in teacher(image, mask))
-        labels = {
+        labels = {  # cheap: one is used
             "M′": M_t,
             "B": blend(M_t, alpha_t, S=mask),
             "B guided": guided_blend(M_t, alpha_t, S=mask),
@@ -983,12 +984,13 @@ def save_sheet(pictures, path):
     so that faint strands are seen; and what it cuts out there, on green."""
     columns = max(len(views) for views, *_ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
+    width = cell * columns + 24
     across = len(pictures) if columns < 5 else 1  # side by side they fit a slide
     down = len(pictures) // across
-    page = Image.new("RGB", (cell * columns * across, height * down), "lightgrey")
+    page = Image.new("RGB", (width * across - 28, height * down - 4), "lightgrey")
     draw = ImageDraw.Draw(page)
     for i, (name, (views, where, part)) in enumerate(pictures.items()):
-        x0, y0 = cell * columns * (i % across), height * (i // across)
+        x0, y0 = width * (i % across), height * (i // across)
         side = int(part * min(where.shape))
         half = side // 2
         share = F.avg_pool2d(where[None], half, stride=1)  # twice: the frame's middle counts most
@@ -1025,9 +1027,10 @@ def save_batch(image, mask, target, natural, path):
     image, mask, target = image.cpu(), mask.cpu(), target.cpu()
     pictures = {}
     for k, label in enumerate(target.squeeze(1)):
-        views = {"photo": image[k], "label": label, "boundary of label": boundary_label(label)}
+        views = {"photo": image[k]}
         if not torch.equal(mask[k, 0], label):
             views["mask"] = mask[k, 0]
+        views |= {"label": label, "boundary of label": boundary_label(label)}
         near = F.max_pool2d(mask[k], 15, stride=1, padding=7)[0]  # farther are false outlines
         hair = label * (1 - label) * (2 * near - 1)
         dense = F.avg_pool2d(hair[None], 9, stride=1, padding=4)[0]  # outlines are thin
