@@ -977,6 +977,17 @@ def table(scores):
     return "\n".join("| " + " | ".join(f"{cell:>17}" for cell in line) + " |" for line in lines)
 
 
+def frame(where, part):
+    """Where a map H×W is highest: (left, top, right, bottom) of a square, as large as a part of the
+    short side. Averaged twice: what lies in its middle counts most."""
+    side = int(part * min(where.shape))
+    half = side // 2
+    share = F.avg_pool2d(where[None], half, stride=1)
+    share = F.avg_pool2d(share, side - half + 1, stride=1)[0]
+    top, left = divmod(share.argmax().item(), share.shape[1])
+    return left, top, left + side, top + side
+
+
 def save_sheet(pictures, path):
     """Saves {name: (views, where, part)}: views {"photo": 3×H×W, title: H×W, ...}, a map H×W of
     where to look, and the part of the short side that is enlarged. A column for each title: whole,
@@ -984,25 +995,18 @@ def save_sheet(pictures, path):
     so that faint strands are seen; and what it cuts out there, on green."""
     columns = max(len(views) for views, *_ in pictures.values())
     cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
-    width = cell * columns + 24
-    across = len(pictures) if columns < 5 else 1  # side by side they fit a slide
-    down = len(pictures) // across
-    page = Image.new("RGB", (width * across - 28, height * down - 4), "lightgrey")
+    right, down = (cell * columns + 20, 0) if columns < 5 else (0, height)  # wide, for slides
+    others = len(pictures) - 1
+    page = Image.new("RGB", (cell * columns + right * others, height + down * others), "lightgrey")
     draw = ImageDraw.Draw(page)
     for i, (name, (views, where, part)) in enumerate(pictures.items()):
-        x0, y0 = width * (i % across), height * (i // across)
-        side = int(part * min(where.shape))
-        half = side // 2
-        share = F.avg_pool2d(where[None], half, stride=1)  # twice: the frame's middle counts most
-        share = F.avg_pool2d(share, side - half + 1, stride=1)[0]
-        top, left = divmod(share.argmax().item(), share.shape[1])
-        box = (left, top, left + side, top + side)
+        x0, y0 = right * i, down * i
+        box = frame(where, part)
         photo = to_picture(views["photo"])
         green = Image.new("RGB", photo.size, (128, 204, 153))
         for k, (title, x) in enumerate(views.items()):
             whole = to_picture(x)
             cells = [whole, whole.crop(box)]
-            place = (x0 + cell * k + 112, y0 + 18)
             if title == "photo":
                 title = name
                 thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
@@ -1014,7 +1018,7 @@ def save_sheet(pictures, path):
                 if "boundary" not in title:  # which cuts nothing out
                     cells.append(Image.composite(photo, green, whole).crop(box))
             title = title.removeprefix("labels ").replace("′", "'")  # the font has no ′
-            draw.text(place, title, "black", anchor="mm", font_size=20)
+            draw.text((x0 + cell * k + 112, y0 + 18), title, "black", anchor="mm", font_size=20)
             for j, picture in enumerate(cells):
                 picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey", (0.5, 0))
                 page.paste(picture, (x0 + cell * k, y0 + 34 + cell * j))
