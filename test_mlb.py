@@ -1274,19 +1274,20 @@ def test_metrics_without_a_boundary_or_of_two_shapes_exercise06():
 
 
 class Probe(mlb.MattingNet):
-    """A network whose matte and boundary are the mask, or else the picture's red."""
+    """A network whose matte is the mask, or else the picture's red; its boundary the opposite."""
 
     def forward(self, image, mask):
         self.seen = tuple(image.shape[2:])
         logits = torch.logit(mask if self.guided else image[:, :1], 1e-6)
-        return logits, logits
+        return logits, -logits
 
 
 def test_predict_keeps_place_and_shows_people_as_large_as_in_training():
     net, mask = Probe(8, guided=True), Image.fromarray(disc(384, 330, soft=99))
     found = mlb.predict(net, mask.convert("RGB"), 136, mask)
     assert net.seen == (160, 192), "136 / 0.85 = 160, and multiples of 32"
-    assert_close(255 * found, np.stack([mask, mask]), 4)
+    assert_close(255 * found[0], mask, 4)
+    assert_close(found[1], 1 - found[0], 1e-3)
 
 
 @pytest.fixture
@@ -1385,7 +1386,8 @@ def test_people_are_cut_out_at_the_photos_own_size(student):
 
 def test_alpha_is_the_matte_and_colours_are_the_persons_alone():
     red = disc(96, 64, soft=20)
-    photo = np.dstack([red, 0 * red, 255 - red])
+    green = np.random.default_rng(0).integers(0, 256, red.shape, np.uint8)
+    photo = np.dstack([red, green, 255 - red])
     cut = np.asarray(mlb.cut_out(Probe(8), 54, Image.fromarray(photo)))
     colours, alpha = cut[..., :3], cut[..., 3]
     assert_close(alpha, red, 9)
