@@ -895,6 +895,7 @@ def test_train_writes_what_it_promises(trained):
 
 def test_each_row_shows_its_first_batch(toy, monkeypatch):
     monkeypatch.setattr(mlb, "save_batch", Mock())
+    monkeypatch.setattr(mlb, "evaluate_seed", Mock())
     run("train", toy, OUT)
     shown = [call.args[-1].stem for call in mlb.save_batch.call_args_list]
     assert shown == ["teacher.0", "MLB.0"]
@@ -2139,13 +2140,13 @@ def test_a_bug_is_noticed(number):
     assert failure(tests[0], with_bug(number)), f"expected {end} to notice the bug, got it green"
 
 
-@pytest.mark.slow
-def test_every_bug_can_be_trained_with(toy, monkeypatch):
+def test_every_bug_can_be_trained_with(monkeypatch):
     for number in BUGS:
         monkeypatch.setattr(sys.modules[__name__], "mlb", types.ModuleType("my_mlb"))
         mlb.__file__ = str(HERE / "mlb.py")
         exec(compiled(with_bug(number)), vars(mlb))
-        assert run("train", toy, f"out{number}", "--steps=1", "--teacher-steps=1") == 0
+        samples = [person_mixer(mix)[k] for mix in (0, 1) for k in range(4)]
+        take_step(mlb.MattingNet(8), torch.utils.data.default_collate(samples), "S", None)
 
 
 def test_exercises_are_written_once_and_graded(capsys):
