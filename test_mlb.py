@@ -1387,13 +1387,22 @@ def test_people_are_cut_out_at_the_photos_own_size(student):
 
 def test_alpha_is_the_matte_and_colours_are_the_persons_alone():
     red = disc(96, 64, soft=20)
-    green = np.random.default_rng(0).integers(0, 256, red.shape, np.uint8)
-    photo = np.dstack([red, green, 255 - red])
+    photo = np.dstack([red, 0 * red, 255 - red])
     cut = np.asarray(mlb.cut_out(Probe(8), 54, Image.fromarray(photo)))
     colours, alpha = cut[..., :3], cut[..., 3]
     assert_close(alpha, red, 9)
     assert not colours[alpha == 0].any(), "nothing is left of the background"
     assert_close(colours[alpha == 255], photo[alpha == 255])
+
+
+def test_opaque_pixels_of_a_large_photo_keep_their_colours():
+    """Though the person's colours are estimated at half its size."""
+    red = disc(1088, 1088, soft=20, radius=300)
+    green = np.random.default_rng(0).integers(0, 256, red.shape, np.uint8)
+    photo = np.dstack([red, green, red])
+    cut = np.asarray(mlb.cut_out(Probe(8), 925, Image.fromarray(photo)))
+    opaque = cut[..., 3] == 255
+    assert_close(cut[opaque, :3], photo[opaque])
 
 
 def test_bad_photos_are_named_and_the_rest_goes_on(student, capsys):
