@@ -2018,17 +2018,23 @@ def compiled(text):
     return compile(text, "your file", "exec")
 
 
-def failure(test, text):
-    """What a test of this file says of another text of mlb.py; "" if it passes."""
+def module_of(text):
+    """A text of mlb.py as a module."""
     module = types.ModuleType("my_mlb")
     module.__file__ = str(HERE / "mlb.py")
+    exec(compiled(text), vars(module))
+    return module
+
+
+def failure(test, text):
+    """What a test of this file says of another text of mlb.py; "" if it passes."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(globals(), "mlb", module)  # tests say mlb.blend and the like
         monkeypatch.chdir(folder)
         # the only fixture that tests of exercises and bugs have
         fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
         try:
-            exec(compiled(text), vars(module))
+            # tests say mlb.blend and the like
+            monkeypatch.setitem(globals(), "mlb", module_of(text))
             test(**fixtures)
         except (Exception, pytest.fail.Exception) as problem:
             said = str(problem).split("\n")[0]
@@ -2151,9 +2157,7 @@ def test_a_bug_is_noticed(number):
 
 def test_every_bug_can_be_trained_with(monkeypatch):
     for number in BUGS:
-        monkeypatch.setattr(sys.modules[__name__], "mlb", types.ModuleType("my_mlb"))
-        mlb.__file__ = str(HERE / "mlb.py")
-        exec(compiled(with_bug(number)), vars(mlb))
+        monkeypatch.setitem(globals(), "mlb", module_of(with_bug(number)))
         samples = [person_mixer(mix)[k] for mix in (0, 1) for k in range(4)]
         take_step(mlb.MattingNet(8), torch.utils.data.default_collate(samples), "S", None)
 
