@@ -579,7 +579,8 @@ def fit(name, seed, nets, args, data):
     for step, batch in enumerate(loader, start=len(log) + 1):
         waited = time.monotonic() - clock
         if step == 1 and RANK == 0:
-            save_batch(*label_batch(batch, row.label, teacher, args.device), batch["natural"], path)
+            shown = label_batch(batch, row.label, teacher, args.device)
+            save_batch(*shown, batch["natural"], row.label, path)
         rate = learning_rate(step, steps, args.lr)
         optimizer.param_groups[0]["lr"] = rate
         terms = train_step(model, batch, row.label, teacher, optimizer, scaler, HALF[args.amp])
@@ -836,6 +837,7 @@ def refuse_another_run(out, names, seeds, args):
 # == 5  Evaluation: the field's metrics, the boundary's MAD, tables and pictures =================
 # Matting's claims live in a few percent of the pixels, which MSE hardly sees: hence a MAD of these.
 
+SHOWN_AS = {"labels S": "mask S", "labels M′": "teacher's M′", "labels B": "label B"}  # in sheets
 SCALES = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  # of tables
 
 
@@ -988,55 +990,59 @@ def frame(where, part):
     return left, top, left + side, top + side
 
 
-def save_sheet(pictures, path):
-    """Saves {name: (views, where, part)}: views {"photo": 3×H×W, title: H×W, ...}, a map H×W of
-    where to look, and the part of the short side that is enlarged. A column for each title: whole,
-    with a frame on the photo where the map is highest; enlarged there, greys as their square root,
-    so that faint strands are seen; and what it cuts out there, on green."""
-    columns = max(len(views) for views, *_ in pictures.values())
-    cell, height = 228, 34 + 3 * 228  # of a cell; of a picture with its titles
-    right, down = (cell * columns + 20, 0) if columns < 5 else (0, height)  # wide, for slides
-    others = len(pictures) - 1
-    page = Image.new("RGB", (cell * columns + right * others, height + down * others), "lightgrey")
+def panel(name, views, where, part):
+    """Views {"photo": 3×H×W, title: H×W, ...} as columns of an RGB picture. Row 1: whole, on the
+    photo a frame, a part of the short side, where the map `where`, H×W, is highest. Row 2: the
+    frame, greys as their square root, so that faint strands are seen. Row 3: what each matte cuts
+    out there, on green."""
+    cell, top = 228, 34  # a picture of 224 pixels and a margin; the titles
+    page = Image.new("RGB", (cell * len(views) + 20, top + 3 * cell), "lightgrey")
     draw = ImageDraw.Draw(page)
-    for i, (name, (views, where, part)) in enumerate(pictures.items()):
-        x0, y0 = right * i, down * i
-        box = frame(where, part)
-        photo = to_picture(views["photo"])
-        green = Image.new("RGB", photo.size, (128, 204, 153))
-        for k, (title, x) in enumerate(views.items()):
-            whole = to_picture(x)
+    box = frame(where, part)
+    photo = to_picture(views["photo"])
+    green = Image.new("RGB", photo.size, (128, 204, 153))
+    for k, (title, x) in enumerate(views.items()):
+        whole = to_picture(x)
+        if title == "photo":
+            title = name
             cells = [whole, whole.crop(box)]
-            if title == "photo":
-                title = name
-                thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
-                ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
-                said = "row 2: the frame,\ngreys brightened\n\nrow 3: cut out\nwith each matte"
-                draw.text((x0 + 8, y0 + 518), said, "black", font_size=20)
-            else:
-                cells = [whole, to_picture(x.sqrt()).crop(box)]
-                if "boundary" not in title:  # which cuts nothing out
-                    cells.append(Image.composite(photo, green, whole).crop(box))
-            title = title.removeprefix("labels ").replace("′", "'")  # the font has no ′
-            draw.text((x0 + cell * k + 112, y0 + 18), title, "black", anchor="mm", font_size=20)
-            for j, picture in enumerate(cells):
-                picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey", (0.5, 0))
-                page.paste(picture, (x0 + cell * k, y0 + 34 + cell * j))
-    page.save(path, compress_level=1)
+            thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
+            ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
+            said = "row 2: the frame,\ngreys brightened\n\nrow 3: cut out\nwith each matte"
+            draw.text((8, top + 2 * cell + 28), said, "black", font_size=20)
+        else:
+            cells = [whole, to_picture(x.sqrt()).crop(box)]
+            if "boundary" not in title:  # which cuts nothing out
+                cells.append(Image.composite(photo, green, whole).crop(box))
+        title = SHOWN_AS.get(title, title).replace("′", "'")  # the font has no ′
+        draw.text((cell * k + 112, top // 2), title, "black", anchor="mm", font_size=20)
+        for j, picture in enumerate(cells):
+            picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey", (0.5, 0))
+            page.paste(picture, (cell * k, top + cell * j))
+    return page
 
 
-def save_batch(image, mask, target, natural, path):
+def save_sheet(pictures, path):
+    """Saves panels of {name: (views, where, part)}: of up to four columns side by side, as slides
+    are wide, of more one below the other."""
+    panels = [panel(name, *parts) for name, parts in pictures.items()]
+    join = np.hstack if panels[0].width < 5 * 228 else np.vstack
+    Image.fromarray(join(panels)).save(path, compress_level=1)
+
+
+def save_batch(image, mask, target, natural, label, path):
     """What a row's network is shown first, as batch.png beside its file: of a batch the natural
-    photo and the composite with most hair."""
+    photo, with the row's label of ROWS, and the composite with most hair."""
     image, mask, target = image.cpu(), mask.cpu(), target.cpu()
     pictures = {}
-    for k, label in enumerate(target.squeeze(1)):
+    for k, x in enumerate(target.squeeze(1)):
         views = {"photo": image[k]}
-        if not torch.equal(mask[k, 0], label):
-            views["mask"] = mask[k, 0]
-        views |= {"label": label, "boundary of label": boundary_label(label)}
+        if not torch.equal(mask[k, 0], x):
+            views["mask S"] = mask[k, 0]
+        views[f"label {label}" if natural[k] else "label M"] = x
+        views["its boundary"] = boundary_label(x)
         near = F.max_pool2d(mask[k], 15, stride=1, padding=7)[0]  # farther are false outlines
-        hair = label * (1 - label) * (2 * near - 1)
+        hair = x * (1 - x) * (2 * near - 1)
         dense = F.avg_pool2d(hair[None], 9, stride=1, padding=4)[0]  # outlines are thin
         hair = hair * dense.abs()
         name = "composite"

@@ -37,7 +37,6 @@ from PIL import Image, ImageCms
 
 HERE = Path(__file__).parent
 SAMPLE = HERE / "data_sample"
-README = (HERE / "README.md").read_text(encoding="utf-8")
 sys.path.insert(0, os.getcwd())
 mlb = importlib.import_module(os.environ.get("MLB", "mlb"))
 torch.set_num_threads(1)  # pictures of 32 pixels are not worth a second thread
@@ -922,7 +921,7 @@ def test_a_batchs_picture_is_the_one_with_hair_at_its_mask():
     mask[:, :, :, :20] = 1
     hair[1, :, 20:40, 22:26] = hair[2, :, 20:40, 50:54] = 0.5
     image = (mask + hair).expand(-1, 3, -1, -1)
-    mlb.save_batch(image, mask, mask + hair, torch.ones(3), Path("x.pt"))
+    mlb.save_batch(image, mask, mask + hair, torch.ones(3), "B", Path("x.pt"))
     label = grey("batch.png")[34:258, 456:680]
     assert label[:, 77:91].mean() > 0.1, "hair at the mask, as the second picture has"
     assert label[:, 160:].mean() < 0.01, "not far away, as the third has"
@@ -1540,7 +1539,8 @@ FEW = {
     "matte": "--weights toy.pt",
 }
 COMMAND = r"mlb\.py ((?:train|compare|eval|bench|matte)\b[^`\n&|>;#]*)"
-COMMANDS = sorted(set(re.findall(COMMAND, README.replace("\\\n", " "))))
+PAGES = [path.read_text(encoding="utf-8") for path in (HERE / "README.md", SAMPLE / "README.md")]
+COMMANDS = sorted({command for page in PAGES for command in re.findall(COMMAND, page)})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -1606,7 +1606,7 @@ if hasattr(mlb, "connectivity"):
     test_connectivity_exercise17 = connectivity_exercise17
 
 
-HOLES = {  # tests ..._exercise01 to 10 guard them
+HOLES = {  # tests whose names end in _exercise01 and so on guard them
     1: "boundary_label",
     2: "composite",
     3: "blend",
@@ -1617,8 +1617,27 @@ HOLES = {  # tests ..._exercise01 to 10 guard them
     8: "hurried_mask",
     9: "mlb_loss",
     10: "fold",
+    16: "edge_band",
+    17: "connectivity",
 }
-EXTENSIONS = {16: "edge_band", 17: "connectivity"}  # functions of the student's own
+NEW = {  # what mlb.py does not have: a hole puts it there
+    16: '''
+        def edge_band(S, radius):
+            """Where a mask S, N×1×H×W or 1×H×W of 0 and 1, has an edge: 1 where the window of
+            2·radius + 1 by 2·radius + 1 pixels around a pixel holds both 0 and 1, else 0. The
+            picture's rim is no edge."""
+    ''',
+    17: '''
+        def connectivity(prediction, truth):
+            """Conn of two mattes, arrays H×W (Rhemann et al., CVPR 2009), in thousands. At each t
+            of 0.1, 0.2 ... 1 there is a largest 4-connected region where both mattes are at least
+            t. A pixel's level l is the highest t such that it lies in the largest region at t and
+            at every lower level, else 0. φ of a matte is 1 − (value − l) where that difference is
+            0.15 or more, else 1. Conn = Σ|φ(prediction) − φ(truth)| / 1000.
+            Regions without scipy: number the pixels, and let each take the highest number among
+            its four neighbours until nothing changes."""
+    ''',
+}
 TOLD = {  # other places where mlb.py gives an answer away: a hole leaves them out
     1: ["0.05 < M < 0.95", "low < M < high"],
     2: ["alpha · foreground + (1 − alpha) · background"],
@@ -1729,29 +1748,27 @@ ANSWERS = {  # right answers that differ from mlb.py's
         return net
     """,
     16: """
-        def edge_band(S, radius):
-            size = 2 * radius + 1
-            highest = F.max_pool2d(S, size, 1, radius)
-            lowest = -F.max_pool2d(-S, size, 1, radius)
-            return (highest != lowest).to(S.dtype)
+        size = 2 * radius + 1
+        highest = F.max_pool2d(S, size, 1, radius)
+        lowest = -F.max_pool2d(-S, size, 1, radius)
+        return (highest != lowest).to(S.dtype)
     """,
     17: """
-        def connectivity(prediction, truth):
-            level, linked = np.zeros(truth.shape), np.ones(truth.shape, bool)
-            for step in range(1, 11):
-                both = np.minimum(prediction, truth) >= step / 10
-                number = both * (1 + np.arange(both.size).reshape(both.shape))
-                for _ in range(both.size):  # the highest number floods its component
-                    x = np.pad(number, 1)
-                    around = [number, x[2:, 1:-1], x[:-2, 1:-1], x[1:-1, 2:], x[1:-1, :-2]]
-                    number = both * np.max(around, axis=0)
-                sizes = np.bincount(number.ravel())
-                sizes[0] = 0
-                linked &= both & (number == sizes.argmax())
-                level[linked] = step / 10
-            gaps = [x - level for x in (prediction, truth)]
-            phi_p, phi_t = [1 - gap * (gap >= 0.15) for gap in gaps]
-            return abs(phi_p - phi_t).sum() / 1000
+        level, linked = np.zeros(truth.shape), np.ones(truth.shape, bool)
+        for step in range(1, 11):
+            both = np.minimum(prediction, truth) >= step / 10
+            number = both * (1 + np.arange(both.size).reshape(both.shape))
+            for _ in range(both.size):  # the highest number floods its component
+                x = np.pad(number, 1)
+                around = [number, x[2:, 1:-1], x[:-2, 1:-1], x[1:-1, 2:], x[1:-1, :-2]]
+                number = both * np.max(around, axis=0)
+            sizes = np.bincount(number.ravel())
+            sizes[0] = 0
+            linked &= both & (number == sizes.argmax())
+            level[linked] = step / 10
+        gaps = [x - level for x in (prediction, truth)]
+        phi_p, phi_t = [1 - gap * (gap >= 0.15) for gap in gaps]
+        return abs(phi_p - phi_t).sum() / 1000
     """,
 }
 # wrong answers: what of the right one => is changed to what => ... => words of the message. Such as
@@ -1986,12 +2003,12 @@ def with_holes(answers):
     """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
     text = (HERE / "mlb.py").read_text(encoding="utf-8")
     for number, answer in answers.items():
-        if number in EXTENSIONS:
-            text += textwrap.dedent(answer)
-            continue
+        if number in NEW:
+            above, main, below = text.partition("if __name__")
+            text = above + textwrap.dedent(NEW[number]).lstrip() + "\n\n" + main + below
         node = functions(text)[HOLES[number].split(".")[-1]]
         docstring = node.body[0]
-        size = node.end_lineno - docstring.end_lineno
+        size = node.end_lineno - docstring.end_lineno or len(ANSWERS[number].strip().split("\n"))
         size = "1 line" if size == 1 else f"{size} lines"
         hole = f'raise NotImplementedError("not written yet, exercise {number}, about {size}")'
         body = textwrap.dedent(answer or hole).strip()
@@ -2066,7 +2083,7 @@ def grade(text):
     """Prints a table of the exercises whose functions are not mlb.py's -> whether all passed."""
     yours, ours = functions(text), functions(with_holes({}))
     found = {}
-    for number, name in (HOLES | EXTENSIONS).items():
+    for number, name in HOLES.items():
         name = name.removeprefix("Mixer.")
         one, other = yours.get(name), ours.get(name)
         if other and not one:
@@ -2085,7 +2102,7 @@ def grade(text):
 
 
 USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the body of a function,
-                                                  1 to 10; hole 1 2 3: of three
+                                                  1 to 10, 16 or 17; hole 1 2 3: of three
        python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
        python test_mlb.py grade my_mlb.py         what is right, and what came instead
        python test_mlb.py answer 5                a right answer
