@@ -401,8 +401,8 @@ def boundary_label(M, low=0.05, high=0.95):
 
 def blend(M_t, alpha_t, S):
     """The label B = α′·M′ + (1 − α′)·S: semantics from the segmentation, hair from the teacher.
-    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1];
-    alpha_t is a probability, not cut at a threshold (our choice)."""
+    The teacher's matte M_t and boundary alpha_t and the segmentation S share a shape, in [0, 1]
+    (resizing gives S greys); alpha_t is a probability, not cut at a threshold (our choice)."""
     return alpha_t * M_t + (1 - alpha_t) * S
 
 
@@ -431,11 +431,11 @@ def laplacian_loss(prediction, target, levels=4):
 
 
 def mlb_loss(matte_logits, boundary_logits, target, boundary):
-    """The loss of either stage (our choice): 0-d terms and their sum, "total". All given is
-    N×1×H×W, target in [0, 1], boundary in {0, 1}. "matte" and "boundary" are binary cross-entropies
-    of the logits, "laplacian" is laplacian_loss of the matte, "detail" its mean |error| in each
-    picture's boundary (0 without one), then over pictures. In fp32: a mean over a million pixels
-    needs its digits."""
+    """The loss of either stage (our choice): {name: scalar}, four terms and their sum, "total". All
+    given is N×1×H×W, target in [0, 1], boundary in {0, 1}. "matte" and "boundary" are binary
+    cross-entropies of the logits, "laplacian" is laplacian_loss of the matte, "detail" its |error|,
+    a mean over each picture's boundary (0 if it has none), then over pictures. In fp32: a mean over
+    a million pixels needs its digits."""
     matte_logits, boundary_logits = matte_logits.float(), boundary_logits.float()
     matte = matte_logits.sigmoid()
     error = boundary * (matte - target).abs()
@@ -563,12 +563,7 @@ def fit(name, seed, nets, args, data):
     # fp16 holds nothing below 6e-8: the scaler multiplies the loss so that gradients survive it
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.amp == "fp16")
     parts = {"net": net, "optimizer": optimizer, "scaler": scaler}
-    log = []  # COLUMNS of each step
-    if path.exists():
-        state, _ = load(path)
-        for key, part in parts.items():
-            part.load_state_dict(state[key])
-        log = state["log"].tolist()
+    log = restore(path, parts)
 
     loader = new_loader(name, seed, len(log), steps, args, data)
     torch.backends.cudnn.benchmark = True  # one size: try all kernels, keep the fastest
@@ -737,6 +732,19 @@ def save(path, parts, log, args):
         raise UserError(f"{path}: can't be written ({problem}); go on by --resume") from None
 
 
+def restore(path, parts):
+    """Puts what a row's file says of its parts into them, if there is one -> its log."""
+    if not path.exists():
+        return []
+    state, _ = load(path)
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
+    log = state["log"].tolist()
+    if RANK == 0:
+        print(f"{path}: goes on after step {len(log)}")
+    return log
+
+
 def run_options(path, args):
     """A row's name and its RUN_OPTIONS, see there."""
     return {"row": path.stem} | {name: getattr(args, name) for name in RUN_OPTIONS}
@@ -837,8 +845,13 @@ def refuse_another_run(out, names, seeds, args):
 # == 5  Evaluation: the field's metrics, the boundary's MAD, tables and pictures =================
 # Matting's claims live in a few percent of the pixels, which MSE hardly sees: hence a MAD of these.
 
-SHOWN_AS = {"labels S": "mask S", "labels M′": "teacher's M′", "labels B": "label B"}  # in sheets
 SCALES = {"SAD": 1, "MSE": 1000, "MAD": 1000, "Grad": 1, "Boundary MAD": 1000}  # of tables
+SHOWN_AS = {  # titles of sheets, whose font has neither ′ nor α
+    "labels S": "mask S",
+    "labels M′": "teacher's M'",
+    "boundary′": "boundary alpha'",
+    "labels B": "label B",
+}
 
 
 def gradient(x):
@@ -1001,6 +1014,7 @@ def panel(name, views, where, part):
     box = frame(where, part)
     photo = to_picture(views["photo"])
     green = Image.new("RGB", photo.size, (128, 204, 153))
+    unused = int(224 * max(0, 1 - photo.height / photo.width))  # of row 1, if it is a landscape
     for k, (title, x) in enumerate(views.items()):
         whole = to_picture(x)
         if title == "photo":
@@ -1009,16 +1023,16 @@ def panel(name, views, where, part):
             thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
             ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
             said = "row 2: the frame,\ngreys brightened\n\nrow 3: cut out\nwith each matte"
-            draw.text((8, top + 2 * cell + 28), said, "black", font_size=20)
+            draw.text((8, top + 2 * cell - unused + 28), said, "black", font_size=20)
         else:
             cells = [whole, to_picture(x.sqrt()).crop(box)]
             if "boundary" not in title:  # which cuts nothing out
                 cells.append(Image.composite(photo, green, whole).crop(box))
-        title = SHOWN_AS.get(title, title).replace("′", "'")  # the font has no ′
+        title = SHOWN_AS.get(title, title.replace("′", "'"))
         draw.text((cell * k + 112, top // 2), title, "black", anchor="mm", font_size=20)
         for j, picture in enumerate(cells):
             picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey", (0.5, 0))
-            page.paste(picture, (cell * k, top + cell * j))
+            page.paste(picture, (cell * k, top + cell * j - (unused if j else 0)))
     return page
 
 

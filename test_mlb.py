@@ -1560,21 +1560,23 @@ def test_help_tells_the_usage(command, capsys):
 
 
 # == Exercises ==================================================================================
-# python test_mlb.py tells how to use them. The answers follow: look away while you work.
+# python test_mlb.py tells how to use them. Their answers are the last section of this file.
 
 
 def edge_band_exercise16():
-    """Edges of one pixel and of half a picture."""
+    """Edges of one pixel and of half a picture, whose rim is no edge."""
+    S = torch.zeros(2, 1, 40, 44)
+    S[0, 0, 20, 20] = S[1, :, :, 22:] = 1
+    names = ["a single pixel", "half a picture (its rim is no edge)"]
     for radius in (1, 2, 12):
-        S = torch.zeros(2, 1, 40, 44)
-        S[0, 0, 20, 20] = S[1, :, :, 22:] = 1
-        expected = torch.zeros(2, 1, 40, 44)
+        expected = torch.zeros_like(S)
         expected[0, 0, 20 - radius : 21 + radius, 20 - radius : 21 + radius] = 1
         expected[1, :, :, 22 - radius : 22 + radius] = 1
-        off = (mlb.edge_band(S, radius) != expected).nonzero().tolist()
-        assert not off, (
-            f"expected a band of radius {radius}, got {len(off)} pixels wrong, at {off[0]}"
-        )
+        found = mlb.edge_band(S, radius)
+        assert found.shape == S.shape, f"expected shape {[*S.shape]}, got {[*found.shape]}"
+        for k, _, y, x in (found != expected).nonzero().tolist():
+            values = f"expected {expected[k, 0, y, x]:g}, got {found[k, 0, y, x]:g}"
+            pytest.fail(f"{values} in row {y}, column {x}, radius {radius} of {names[k]}")
 
 
 def connectivity_exercise17():
@@ -1638,15 +1640,9 @@ NEW = {  # what mlb.py does not have: a hole puts it there
             its four neighbours until nothing changes."""
     ''',
 }
-TOLD = {  # other places where mlb.py gives an answer away: a hole leaves them out
-    1: ["0.05 < M < 0.95", "low < M < high"],
-    2: ["alpha · foreground + (1 − alpha) · background"],
-    3: ["α′·M′ + (1 − α′)·S", "w·M′ + (1 − w)·B"],
-    5: ["a matte has no light, blur or noise"],
-}
 HINTS = {  # what a message of Python's or torch's means here
     "NoneType": "; is there a return?",
-    "ambiguous": "; an array where one number should be: join comparisons by &, in parentheses",
+    "ambiguous": "; an array where one number should be: & instead of and, torch.maximum of max",
     "bitwise": "; put each comparison in parentheses",
     "Cannot handle": "; degrade takes bytes H×W×3, see to_bytes",
     "broadcast": "; alpha needs an axis for colours, as target[..., None] has",
@@ -1655,6 +1651,175 @@ HINTS = {  # what a message of Python's or torch's means here
     "lut entries": "; degrade takes colours: should a matte be degraded?",
     "0-d tensor": "; return a dict of terms",
     "requires_grad": "; terms stay tensors",
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def say_what_is_tested(request):
+    """-k exercise without MLB= tests the reference, which is always green: say so."""
+    if "exercise" in request.config.option.keyword and "MLB" not in os.environ:
+        warnings.warn("mlb.py itself is tested, not your file: set MLB=my_mlb", stacklevel=1)
+
+
+@functools.cache
+def functions(text):
+    """{name: node of its syntax tree} of the functions of a text."""
+    nodes = ast.walk(ast.parse(text, "your file"))
+    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+def with_holes(answers):
+    """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
+    text = (HERE / "mlb.py").read_text(encoding="utf-8")
+    for number, answer in answers.items():
+        if number in NEW:
+            above, main, below = text.partition("if __name__")
+            text = above + textwrap.dedent(NEW[number]).lstrip() + "\n\n" + main + below
+        node = functions(text)[HOLES[number].split(".")[-1]]
+        docstring = node.body[0]
+        size = node.end_lineno - docstring.end_lineno or len(ANSWERS[number].strip().split("\n"))
+        size = "1 line" if size == 1 else f"{size} lines"
+        hole = f'raise NotImplementedError("not written yet, exercise {number}, about {size}")'
+        body = textwrap.dedent(answer or hole).strip()
+        lines = text.split("\n")
+        body = textwrap.indent(body, " " * docstring.col_offset)
+        lines[docstring.end_lineno : node.end_lineno] = [body]
+        text = "\n".join(lines)
+        for told in TOLD.get(number, []):
+            text = text.replace(told, "...")
+    return text
+
+
+def with_bug(number):
+    """mlb.py with a bug."""
+    old, new, _ = BUGS[number].split(" => ")
+    text = with_holes({})
+    assert text.count(old) == 1, f"bug {number}: mlb.py holds {text.count(old)} times {old}"
+    return text.replace(old, new)
+
+
+@functools.cache
+def compiled(text):
+    """The code of a text of mlb.py."""
+    return compile(text, "your file", "exec")
+
+
+def module_of(text):
+    """A text of mlb.py as a module."""
+    module = types.ModuleType("my_mlb")
+    module.__file__ = str(HERE / "mlb.py")
+    exec(compiled(text), vars(module))
+    return module
+
+
+def failure(test, text):
+    """What a test of this file says of another text of mlb.py; "" if it passes."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        # the only fixture that tests of exercises and bugs have
+        fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
+        try:
+            # tests say mlb.blend and the like
+            monkeypatch.setitem(globals(), "mlb", module_of(text))
+            test(**fixtures)
+        except (Exception, pytest.fail.Exception) as problem:
+            said = str(problem).split("\n")[0]
+            ours = isinstance(problem, (AssertionError, pytest.fail.Exception))
+            if (ours and "expected" in said) or "not written yet" in said:
+                return said
+            hints = [hint for word, hint in HINTS.items() if word in said]
+            said += "".join(hints[:1])
+            frames = traceback.extract_tb(problem.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == "your file"]
+            where = ""
+            for line in lines[-1:]:
+                where = f" in line {line}, {text.splitlines()[line - 1].strip()}"
+            return f"{type(problem).__name__}{where}: {said}"
+    return ""
+
+
+def exercise(number, text):
+    """What the tests of an exercise say of a text of mlb.py, the first that fails; or ""."""
+    for name, test in list(globals().items()):
+        if name.endswith(f"_exercise{number:02}"):
+            said = failure(test, text)
+            if said:
+                return f"{said} ({name})"
+    return ""
+
+
+def grade(text):
+    """Prints a table of the exercises whose functions are not mlb.py's -> whether all passed."""
+    yours, ours = functions(text), functions(with_holes({}))
+    found = {}
+    for number, name in HOLES.items():
+        name = name.removeprefix("Mixer.")
+        one, other = yours.get(name), ours.get(name)
+        if other and not one:
+            found[name] = number, "expected this function, got a file without it"
+        elif one and (other is None or ast.dump(one) != ast.dump(other)):
+            found[name] = number, exercise(number, text)
+    failed = [name for name, (_, said) in found.items() if said]
+    for name, (number, said) in found.items():
+        for used in failed:
+            if name in failed and name in yours and f"{used}(" in ast.unparse(yours[name].body):
+                said += f"; it uses {used}, which is not right yet either"
+        print(f"{number:2}  {name:20}  {said or 'passed'}")
+    passed = len(found) - len(failed)
+    print(f"{passed} of {len(found)} passed; functions as they are in mlb.py are not listed")
+    return 0 < passed == len(found)
+
+
+USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the body of a function,
+                                                  1 to 10, 16 or 17; hole 1 2 3: of three
+       python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
+       python test_mlb.py grade my_mlb.py         what is right, and what came instead
+       python test_mlb.py answer 5                a right answer
+       python test_mlb.py instructor              notes for who teaches, with answers"""
+
+
+def main(words):
+    """The command line -> exit status."""
+    try:
+        match words:
+            case ["hole", *numbers, "--to", path] if numbers:
+                text = with_holes(dict.fromkeys(map(int, numbers)))
+            case ["bug", number, "--to", path]:
+                text = with_bug(int(number))
+            case ["grade", path]:
+                return 0 if grade(Path(path).read_text(encoding="utf-8")) else 1
+            case ["instructor"]:
+                print(NOTES)
+                return 0
+            case ["answer", number]:
+                print(textwrap.dedent(ANSWERS[int(number)]))
+                return 0
+            case _:
+                raise ValueError
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+        print(f"{path} is written; look for NotImplementedError" if words[0] == "hole" else path)
+    except FileExistsError:
+        print(f"test_mlb.py: {path} is there already; choose another name", file=sys.stderr)
+        return 2
+    except (KeyError, ValueError):  # no such exercise
+        print(USAGE, file=sys.stderr)
+        return 2
+    except (OSError, SyntaxError) as problem:
+        print(f"test_mlb.py: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+# == Spoilers ===================================================================================
+# Look away while you work: answers, wrong answers, bugs, and the notes for who teaches.
+
+
+TOLD = {  # other places where mlb.py gives an answer away: a hole leaves them out
+    1: ["0.05 < M < 0.95", "low < M < high"],
+    2: ["alpha · foreground + (1 − alpha) · background"],
+    3: ["α′·M′ + (1 − α′)·S", "w·M′ + (1 − w)·B"],
+    5: ["a matte has no light, blur or noise"],
 }
 ANSWERS = {  # right answers that differ from mlb.py's
     1: "return torch.where((M <= low) | (M >= high), 0.0, 1.0).to(M)",
@@ -1869,9 +2034,11 @@ WRONG = {
         stage[1] = nn.Identity() => pass => expected
     """,
     16: """
-        (highest != lowest) => (highest > S) => expected a band
-        (highest != lowest) => (S > lowest) => expected a band
-        (S, size, 1, radius) => (S, 3, 1, 1) => expected a band
+        (highest != lowest) => (highest > S) => expected 1, got 0 in row 20, column 20, radius 1
+        (highest != lowest) => (S > lowest) => expected 1, got 0 in row 19, column 19, radius 1
+        (S, size, 1, radius) => (S, 3, 1, 1) => radius 2 of a single pixel
+        F.max_pool2d(-S, size, 1, radius) => F.max_pool2d(F.pad(-S, [radius] * 4), size, 1) => rim
+        (S, size, 1, radius) => (S, size, 1) => RuntimeError
     """,
     17: """
         (gap >= 0.15) => (gap >= 0) => for 0.9 truth
@@ -1899,57 +2066,67 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
     11: "= degrade(image, => = degrade(image[:, :: rng.choice([-1, 1])], => "
     "a_composite_by_hand_exercise05",
 }
-NOTES = """Instructor's notes: two hours, or the first of them alone. A week before, ask for each
-student's table that ends README's first command; runs/mlb is brought to class. Who has no laptop
-(nobody has tried Windows) works in pairs. Hole 1 is homework, to get to know hole and grade. Goals:
-to say what a mask knows and what a teacher knows; to write the formulas of α, B and a composite,
-and a sample; to find a bug by its pictures.
+NOTES = """Instructor's notes: a lab of two hours, or the first of them alone.
+Goals: to say what a mask knows and what a teacher knows; to write the formulas of α, B and a
+composite, and a sample; to find a bug by its pictures.
 
-Before class, with the python of .venv (some 10 minutes; README's first command has made runs/mlb):
+A week before: students run README's first command and send the table that it ends with. They bring
+runs/mlb to class. Students without a laptop (nobody has tried Windows) work in pairs. Homework, to
+get to know hole and grade:   python test_mlb.py hole 1 --to my_home.py
+
+The day before, with the python of .venv (some 10 minutes):
     python test_mlb.py bug 10 --to bug10.py
     python bug10.py train --out runs/bug10
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
 
+In class: a file is never overwritten, so each hole or bug gets a new name. A run of corrected code
+gets a new --out; --resume would show the old figures. A run of one step is mostly evaluation: half
+a minute, but minutes if other programs use the cores (OMP_NUM_THREADS=1 helps).
+
 The first hour
-10  README's points 1, 2, 3 and 5; data_sample/labels.png on the wall, its upper half first. Not the
-    diagram and point 4: point 3 says whom to believe, hole 3 asks to write that down
-10  holes 2 and 3, README closed:   python test_mlb.py hole 2 3 5 --to my_mlb.py
-    after each:   python test_mlb.py grade my_mlb.py
-20  hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
+10  README's points 1, 2, 3 and 5, with data_sample/labels.png on the wall, its upper half first.
+    Not the diagram and point 4: point 3 says whom to believe, hole 3 asks to write that down.
+10  Holes 2 and 3, README closed:   python test_mlb.py hole 2 3 5 --to my_lab.py
+    after each:   python test_mlb.py grade my_lab.py
+    Ask: where have you just written the same formula twice? (B is a composite of M' over S, with α'
+    as its matte: labels are composited as pictures are.)
+20  Hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
     photo? (Light and noise change colours, not how much of a pixel is person. Blur is a choice: of
-    an unfocused person we ask the sharp matte.) Usual mistakes: alpha without an axis for colours,
-    not checking that there are backgrounds, degrade before the composite. Then one step with it:
-    python my_mlb.py train --size 64 --teacher-steps 1 --steps 1 --out runs/mine   and its batch.png
-    (the photo's label is grey and all boundary: its teacher knows nothing; look at the composite).
-    At minute 35:   python test_mlb.py answer 5;   who is not done makes runs/mine with mlb.py
- 5  data_sample/mattes.png, README's large table and their own: what do masks alone give (people
-    without hair: boundary MAD 183), what do composites add (naive mix: 172), what does blending
-    (142), where does it gain nothing (SAD 1.36, naive mix 1.32, ± 0.03: faint outlines)?
+    an unfocused person we ask the sharp matte.) Give away the mask, which is of our extension:
+    mask = annotate(target, rng) if self.guided and not natural else target
+    Usual mistakes: alpha without an axis for colours, not checking that there are backgrounds,
+    degrade before the composite. Then one step with it:
+    python my_lab.py train --size 64 --teacher-steps 1 --steps 1 --out runs/mine
+    Look at the composite in its batch.png; the photo's label is grey and all boundary, since its
+    teacher knows nothing. At minute 35:   python test_mlb.py answer 5
+    Students who are not done make runs/mine with mlb.py.
+ 5  data_sample/mattes.png, README's large table and their own. What do masks alone give? (People
+    without hair: boundary MAD 183.) What do composites add? (Naive mix: 172.) What does blending?
+    (142.) Where does it gain nothing? (SAD 1.36, naive mix 1.32, ± 0.03: faint outlines.)
 10  runs/bug10 beside runs/mlb, pictures and tables, the code later. Where is B wrong, and whose
     mistake is it? (Hair is cut off as by the mask, shirts on the wall are people: labels B have an
     MSE of 33 instead of 7.1, the student of 25 instead of 10.3.)
- 5  README's two questions, in row 3. Which strands does the teacher see that the student does not?
-    (In this picture all are paler, by a fifth to a quarter; over all test pictures the outer ones
-    most, by a third. A quarter is lost in B already: on strands α' is 0.6 to 0.7, and S says 0.)
-    What is left of the teacher's mistakes? (Ghosts of what it takes for people: α' is high on a
-    shirt's outline, so B has the outline. Why the student shows all stripes we don't know; our
+ 5  README's two questions about mattes.png, and why. (The student's outer strands are paler, by a
+    third over all test pictures. As much is lost in B already: on strands outside the mask α' is
+    0.6 on average, and S says 0. Ghosts remain of what the teacher takes for people: α' is high on
+    a shirt's outline, so B has the outline. Why the student shows all stripes we don't know; our
     guess: to it a stripe looks like an outline.)
 
 The second hour
-25  exercises 11 to 15, one a group: guesses on the board before the run, three minutes each to
-    tell the others afterwards
-15  hole 9, in a new file: what does each term see that the others do not? (matte: all pixels alike,
+25  Exercises 11 to 15, one a group: guesses on the board before the run, three minutes each to
+    tell the others afterwards.
+15  Hole 9, in a new file: what does each term see that the others do not? (matte: all pixels alike,
     so body and background, of which a strand is little; laplacian: edges of all sizes, and no
     constant; detail: α alone, each picture alike, so that hair is not outvoted; boundary: the only
     one that trains the second output, without which there is no α'.)
-10  bug 5, from batch.png alone:   python test_mlb.py bug 5 --to bug5.py
+10  Bug 5, from batch.png alone:   python test_mlb.py bug 5 --to bug5.py
     python bug5.py train --size 64 --teacher-steps 1 --steps 1 --out runs/bug5
-    (the composite's boundary is speckled all over the body). Bug 7 is one for a minute.
-10  in reserve. If late in the first hour, leave out README's questions: bug 10 is the point.
+    (The composite's boundary is speckled all over the body.) Bug 7 takes a minute.
+10  In reserve. If late in the first hour, leave out README's questions: bug 10 is the point.
 
-The answers stand in test_mlb.py, which the students have, and diff finds any bug: say so.
-Bug 8 is seen on CUDA alone, bugs 1 and 2 hardly in batch.png. The most-hair picture of a sheet is
-the same for all runs; the other is the run's own.
+The answers stand at the end of test_mlb.py, which the students have; diff finds any bug, grade
+most of them: say so. Bug 8 is seen on CUDA alone, bugs 1 and 2 hardly in batch.png. The most-hair
+picture of a sheet is the same for all runs; the other is the run's own.
 
 Predict, then measure (MSE, boundary MAD, e-3; as it is: teacher 92, 289; MLB 41, 261)
 11  matte and boundary near ln 2 = 0.693 (0.73, 0.69: random weights do not say exactly 1/2),
@@ -1983,163 +2160,6 @@ Bugs
 
 Holes: python test_mlb.py answer N. WRONG in test_mlb.py has wrong answers, and what is said then.
 """
-
-
-@pytest.fixture(autouse=True, scope="session")
-def say_what_is_tested(request):
-    """-k exercise without MLB= tests the reference, which is always green: say so."""
-    if "exercise" in request.config.option.keyword and "MLB" not in os.environ:
-        warnings.warn("mlb.py itself is tested, not your file: set MLB=my_mlb", stacklevel=1)
-
-
-@functools.cache
-def functions(text):
-    """{name: node of its syntax tree} of the functions of a text."""
-    nodes = ast.walk(ast.parse(text, "your file"))
-    return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
-
-
-def with_holes(answers):
-    """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
-    text = (HERE / "mlb.py").read_text(encoding="utf-8")
-    for number, answer in answers.items():
-        if number in NEW:
-            above, main, below = text.partition("if __name__")
-            text = above + textwrap.dedent(NEW[number]).lstrip() + "\n\n" + main + below
-        node = functions(text)[HOLES[number].split(".")[-1]]
-        docstring = node.body[0]
-        size = node.end_lineno - docstring.end_lineno or len(ANSWERS[number].strip().split("\n"))
-        size = "1 line" if size == 1 else f"{size} lines"
-        hole = f'raise NotImplementedError("not written yet, exercise {number}, about {size}")'
-        body = textwrap.dedent(answer or hole).strip()
-        lines = text.split("\n")
-        body = textwrap.indent(body, " " * docstring.col_offset)
-        lines[docstring.end_lineno : node.end_lineno] = [body]
-        text = "\n".join(lines)
-        for told in TOLD.get(number, []):
-            text = text.replace(told, "...")
-    return text
-
-
-def with_bug(number):
-    """mlb.py with a bug."""
-    old, new, _ = BUGS[number].split(" => ")
-    text = with_holes({})
-    assert text.count(old) == 1, f"bug {number}: mlb.py holds {text.count(old)} times {old}"
-    return text.replace(old, new)
-
-
-@functools.cache
-def compiled(text):
-    """The code of a text of mlb.py."""
-    return compile(text, "your file", "exec")
-
-
-def module_of(text):
-    """A text of mlb.py as a module."""
-    module = types.ModuleType("my_mlb")
-    module.__file__ = str(HERE / "mlb.py")
-    exec(compiled(text), vars(module))
-    return module
-
-
-def failure(test, text):
-    """What a test of this file says of another text of mlb.py; "" if it passes."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(folder)
-        # the only fixture that tests of exercises and bugs have
-        fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
-        try:
-            # tests say mlb.blend and the like
-            monkeypatch.setitem(globals(), "mlb", module_of(text))
-            test(**fixtures)
-        except (Exception, pytest.fail.Exception) as problem:
-            said = str(problem).split("\n")[0]
-            ours = isinstance(problem, (AssertionError, pytest.fail.Exception))
-            if (ours and "expected" in said) or "not written yet" in said:
-                return said
-            hints = [hint for word, hint in HINTS.items() if word in said]
-            said += "".join(hints[:1])
-            frames = traceback.extract_tb(problem.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == "your file"]
-            where = ""
-            for line in lines[-1:]:
-                where = f" in line {line}, {text.splitlines()[line - 1].strip()}"
-            return f"{type(problem).__name__}{where}: {said}"
-    return ""
-
-
-def exercise(number, text):
-    """What the tests of an exercise say of a text of mlb.py, the first that fails; or ""."""
-    for name, test in list(globals().items()):
-        if name.endswith(f"_exercise{number:02}"):
-            said = failure(test, text)
-            if said:
-                return f"{said} ({name})"
-    return ""
-
-
-def grade(text):
-    """Prints a table of the exercises whose functions are not mlb.py's -> whether all passed."""
-    yours, ours = functions(text), functions(with_holes({}))
-    found = {}
-    for number, name in HOLES.items():
-        name = name.removeprefix("Mixer.")
-        one, other = yours.get(name), ours.get(name)
-        if other and not one:
-            found[name] = number, "expected this function, got a file without it"
-        elif one and (other is None or ast.dump(one) != ast.dump(other)):
-            found[name] = number, exercise(number, text)
-    failed = [name for name, (_, said) in found.items() if said]
-    for name, (number, said) in found.items():
-        for used in failed:
-            if name in failed and name in yours and f"{used}(" in ast.unparse(yours[name].body):
-                said += f"; it uses {used}, which is not right yet either"
-        print(f"{number:2}  {name:20}  {said or 'passed'}")
-    passed = len(found) - len(failed)
-    print(f"{passed} of {len(found)} passed; functions as they are in mlb.py are not listed")
-    return 0 < passed == len(found)
-
-
-USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the body of a function,
-                                                  1 to 10, 16 or 17; hole 1 2 3: of three
-       python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
-       python test_mlb.py grade my_mlb.py         what is right, and what came instead
-       python test_mlb.py answer 5                a right answer
-       python test_mlb.py instructor              notes for who teaches, with answers"""
-
-
-def main(words):
-    """The command line -> exit status."""
-    try:
-        match words:
-            case ["hole", *numbers, "--to", path] if numbers:
-                text = with_holes(dict.fromkeys(map(int, numbers)))
-            case ["bug", number, "--to", path]:
-                text = with_bug(int(number))
-            case ["grade", path]:
-                return 0 if grade(Path(path).read_text(encoding="utf-8")) else 1
-            case ["instructor"]:
-                print(NOTES)
-                return 0
-            case ["answer", number]:
-                print(textwrap.dedent(ANSWERS[int(number)]))
-                return 0
-            case _:
-                raise ValueError
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-        print(f"{path} is written; look for NotImplementedError" if words[0] == "hole" else path)
-    except FileExistsError:
-        print(f"test_mlb.py: {path} is there already; choose another name", file=sys.stderr)
-        return 2
-    except (KeyError, ValueError):  # no such exercise
-        print(USAGE, file=sys.stderr)
-        return 2
-    except (OSError, SyntaxError) as problem:
-        print(f"test_mlb.py: {problem}", file=sys.stderr)
-        return 2
-    return 0
 
 
 @pytest.mark.slow
