@@ -906,13 +906,16 @@ def test_a_sheet_is_not_blank(name, trained):
     assert page[40:].std() > 0.1
 
 
-def test_a_sheets_detail_is_where_its_map_is_highest():
-    spot = torch.zeros(112, 112)
-    spot[80:90, 40:50] = 1
+@pytest.mark.parametrize("high", [112, 84])
+def test_a_sheets_detail_is_where_its_map_is_highest(high):
+    """Below the whole picture, whose row is the lower, the wider the picture."""
+    spot = torch.zeros(high, 112)
+    spot[70:80, 40:50] = 1
     views = {"photo": spot.expand(3, -1, -1), "truth": spot}
     mlb.save_sheet({"x": (views, spot, 0.5)}, "sheet.png")
-    column = grey("sheet.png")[34:, 228:452]
-    assert_close(column[228:452].mean(), 4 * column[:224].mean(), 0.005)
+    whole, detail = np.split(grey("sheet.png")[34:, 228:452], [2 * high + 4])
+    area = high * 112 / (high // 2) ** 2  # of the picture, in frames
+    assert_close(detail[:224].mean(), area * whole[:-4].mean(), 0.005)
 
 
 def test_a_batchs_picture_is_the_one_with_hair_at_its_mask():
@@ -1119,6 +1122,7 @@ def test_a_copied_run_goes_on_with_copied_data_alone(trained, capsys):
     more = ["--amp", "fp16", "--resume"]
     assert run("train", toy, out, *more) == 0
     assert torch.equal(weights(out), weights(trained[1])), "a finished run stays as it was"
+    assert "goes on after step 6" in capsys.readouterr().out
     save_photo("copy/matte/background/0.jpg", 50)
     assert ".pt" in train_error(capsys, toy, out, *more)
 
