@@ -453,8 +453,8 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 # == 4  Training: a row of the table of results is a network, its training, and its file =========
 # Students of a seed share first weights and samples: they differ in mix and in labels alone.
 
-# mix: share of D_m, None for --mix; label: of photos of D_s, None: the row is a teacher itself;
-# teacher: who says M′ and α′; guided: whether the row itself sees masks
+# mix: share of composites in what the row sees, None: --mix; label: of photos, None: the row is a
+# teacher; teacher: who says M′ and α′; guided: whether the row itself sees masks
 Row = namedtuple("Row", "mix label teacher guided", defaults=[None, None, None, False])
 ROWS = {
     "teacher": Row(mix=1.0),
@@ -506,7 +506,7 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
     with torch.autocast(device.type, half, enabled=half is not None):
         image, mask, target = label_batch(batch, label, teacher, device)
         matte_logits, boundary_logits = net(image, mask)  # the mask is for guided ones alone
-    boundary = boundary_label(target)  # α of the label, false outlines included: α′ is no target
+    boundary = boundary_label(target)  # of the student's own label, not its teacher's α′
     terms = mlb_loss(matte_logits, boundary_logits, target, boundary)
 
     optimizer.zero_grad()
@@ -521,7 +521,8 @@ def train_step(net, batch, label, teacher, optimizer, scaler, half):
 
 
 def new_net(name, seed, args):
-    """A row's network before its first step: all of a seed are alike, but the guided teacher's."""
+    """A row's network before its first step. Those of a seed start from the same weights; only the
+    guided teacher's has a fourth input."""
     torch.manual_seed(seed)
     net = MattingNet(args.width, ROWS[name].guided)
     net = net.to(args.device, memory_format=torch.channels_last)  # as tensor cores, oneDNN read it
@@ -545,6 +546,7 @@ def new_loader(name, seed, done, steps, args, data):
     return DataLoader(
         mixer,
         args.batch // WORLD_SIZE,
+        # sample i is a function of (seed, i): numbers are enough to resume, and to share out
         sampler=range(done * args.batch + RANK, steps * args.batch, WORLD_SIZE),
         num_workers=args.workers,
         pin_memory=args.device != "cpu",
@@ -580,7 +582,7 @@ def fit(name, seed, nets, args, data):
         optimizer.param_groups[0]["lr"] = rate
         terms = train_step(model, batch, row.label, teacher, optimizer, scaler, HALF[args.amp])
         now = time.monotonic()
-        log.append([*terms, rate, waited, now - clock])
+        log.append([*terms, rate, waited, now - clock])  # terms stay on the device until saved
         clock = now
 
         if step == steps or clock > next_save:
@@ -946,7 +948,7 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
 
 def evaluate(nets, items, size, sheet=None):
     """{title: mean metrics} of items, see open_data. A sheet shows the picture with most hair and
-    the one on which the columns, the truth among them, agree least."""
+    the one on which the columns, the truth among them, differ most."""
     found = defaultdict(list)
     shown = {}
     for count, paths in enumerate(items, start=1):
@@ -963,7 +965,7 @@ def evaluate(nets, items, size, sheet=None):
             spread = torch.stack(mattes).std(dim=0)
             for name, where, part in (
                 ("photo: most hair", hair, 0.3),
-                ("photo: least agreement", spread, 0.6),  # mistakes are larger than strands
+                ("columns differ most", spread, 0.6),  # mistakes are larger than strands
             ):
                 if name not in shown or where.mean() > shown[name][1].mean():
                     shown[name] = views, where, part
@@ -1041,7 +1043,8 @@ def save_sheet(pictures, path):
     are wide, of more one below the other."""
     panels = [panel(name, *parts) for name, parts in pictures.items()]
     join = np.hstack if panels[0].width < 5 * 228 else np.vstack
-    Image.fromarray(join(panels)).save(path, compress_level=1)
+    page = join(panels)[:, :-20]  # the last needs no gutter
+    Image.fromarray(page).save(path, compress_level=1)
 
 
 def save_batch(image, mask, target, natural, label, path):
@@ -1166,7 +1169,7 @@ def bench(args):
         run, given = ladder.get(name, (fastest, fastest_x))
         difference = (run(given)[0].float().sigmoid() - exact).abs().max()
         print(f"{name:20} {ms:8.2f} ms {1000 / ms:8.1f} FPS   difference {difference:.4f}")
-    print("Each row keeps what the rows above have; difference: the largest from fp32's matte.")
+    print("A + adds to the row above; end to end takes the fastest; difference: from fp32's matte.")
     print("A CPU without 16-bit units computes 16-bit weights more slowly than fp32.")
 
 

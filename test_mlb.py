@@ -3,6 +3,7 @@
 
 To see how the method is tested, read first: test_boundary_label and test_blend (section 3),
 test_a_composite_by_hand (1), test_label_rows_are_what_blending_by_hand_gives (4).
+How tests are tested: test_right_answers_are_green_and_wrong_ones_red, test_a_bug_is_noticed.
 MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: python test_mlb.py tells how;
 grep -n _exercise test_mlb.py finds their tests; answers are at the end of this file.
 """
@@ -439,7 +440,7 @@ def test_a_photo_as_it_is_by_hand_exercise05(monkeypatch):
 
 
 def test_a_composite_by_hand_exercise05(monkeypatch):
-    """The photo's red is the target t; blended with green it is t², after degrade t⁴ / 2."""
+    """The photo's red is the target t; on green it is t·t + (1 − t)·0 = t², degraded t⁴ / 2."""
     monkeypatch.setattr(mlb, "clutter", green_clutter)
     monkeypatch.setattr(mlb, "degrade", half_square)
     mixer = person_mixer(mix=1)
@@ -661,14 +662,14 @@ def test_mlb_loss_by_hand_exercise09():
     target, boundary, zero = torch.zeros(3, 2, 1, 16, 16)
     target[..., :8] = 1
     boundary[..., :4] = 1
-    logits = (4 * boundary - 2).requires_grad_()
-    other = (zero - 2).requires_grad_()
+    logits = (12 * boundary - 6).requires_grad_()
+    other = (zero - 6).requires_grad_()
     terms = mlb.mlb_loss(logits, other, target, boundary)
     expected = {
         # a quarter each: right in the boundary, then white missed, then black right
-        "matte": np.log1p(np.exp([-2, 2, -2, -2])).mean(),
-        "boundary": np.log1p(np.exp([2, -2, -2, -2])).mean(),  # missed, then right
-        "detail": 1 / (1 + math.exp(2)),
+        "matte": np.log1p(np.exp([-6, 6, -6, -6])).mean(),
+        "boundary": np.log1p(np.exp([6, -6, -6, -6])).mean(),  # missed, then right
+        "detail": 1 / (1 + math.exp(6)),
         "laplacian": mlb.laplacian_loss(logits.sigmoid(), target),
     }
     expected["total"] = sum(expected.values())
@@ -930,13 +931,13 @@ def test_a_batchs_picture_is_the_one_with_hair_at_its_mask():
     assert label[:, 160:].mean() < 0.01, "not far away, as the third has"
 
 
-def test_a_sheet_shows_where_columns_agree_least(trained, monkeypatch):
+def test_a_sheet_shows_where_columns_differ_most(trained, monkeypatch):
     toy, out = trained
     monkeypatch.setattr(mlb, "save_sheet", Mock())
     _, net = mlb.load(out / "MLB.0.pt")
     mlb.evaluate({"MLB": net}, mlb.pairs(toy / "test/image", toy / "test/alpha"), 32, "sheet.png")
     shown, _ = mlb.save_sheet.call_args.args
-    views, where, _ = shown["photo: least agreement"]
+    views, where, _ = shown["columns differ most"]
     error = (views["MLB"] - views["truth"]).abs()
     assert_close(where, error / math.sqrt(2))  # the deviation of two
 
@@ -1587,15 +1588,18 @@ def connectivity_exercise17():
     """A person of 21 pixels, 3 more that touch it at a corner, which is no link."""
     truth = np.zeros((9, 9))
     truth[1:4, 1:8] = truth[4:7, 8] = 1
-    blob = truth.copy()
-    blob[6:8, 3] = 1
-    for name, prediction, expected in (
-        ("the truth itself", truth, 0),
-        ("two pixels more, apart", blob, 2),
-        ("0.9 truth, 3 of its pixels linked by a corner alone", 0.9 * truth, 3 * 0.1),
-        ("0.8 truth", 0.8 * truth, 21 * 0.2 + 3 * 0.2),
+    apart, linked, rims = truth.copy(), truth.copy(), np.zeros((9, 9))
+    apart[6:8, 3] = linked[4, 4] = 1
+    rims[1:4, :6] = rims[2, 8] = 1
+    for name, prediction, other, expected in (
+        ("the truth itself", truth, truth, 0),
+        ("two pixels more, apart", apart, truth, 2),
+        ("one pixel more, linked", linked, truth, 1),
+        ("0.9 truth, 3 of its pixels linked by a corner alone", 0.9 * truth, truth, 3 * 0.1),
+        ("0.9 truth, a pixel of it beyond the rim", 0.9 * rims, rims, 0.1),
+        ("0.8 truth", 0.8 * truth, truth, 21 * 0.2 + 3 * 0.2),
     ):
-        found = 1000 * mlb.connectivity(prediction, truth)
+        found = 1000 * mlb.connectivity(prediction, other)
         off = abs(found - expected)
         assert off < 1e-6, f"expected 1000·Conn of {expected:.1f} for {name}, got {found:.1f}"
     truth = np.zeros((9, 9))
@@ -1646,7 +1650,7 @@ NEW = {  # what mlb.py does not have: a hole puts it there
 }
 HINTS = {  # what a message of Python's or torch's means here
     "NoneType": "; is there a return?",
-    "ambiguous": "; an array where one number should be: & instead of and, torch.maximum of max",
+    "ambiguous": "; no if, and, max of arrays, but where, &, maximum: all pixels at once",
     "bitwise": "; put each comparison in parentheses",
     "Cannot handle": "; degrade takes bytes H×W×3, see to_bytes",
     "broadcast": "; alpha needs an axis for colours, as target[..., None] has",
@@ -1690,7 +1694,7 @@ def with_holes(answers):
         lines[docstring.end_lineno : node.end_lineno] = [body]
         text = "\n".join(lines)
         for told in TOLD.get(number, []):
-            text = text.replace(told, "...")
+            text = text.replace(told, "?")
     return text
 
 
@@ -1742,6 +1746,17 @@ def failure(test, text):
     return ""
 
 
+def alarm(seconds):
+    """Ends an exercise whose loop has no end, after some seconds; 0: no more."""
+
+    def ring(*_):
+        pytest.fail(f"expected an end, got {seconds} seconds of work: does your loop end?")
+
+    if hasattr(signal, "SIGALRM"):  # not on Windows
+        signal.signal(signal.SIGALRM, ring)
+        signal.alarm(seconds)
+
+
 def exercise(number, text):
     """What the tests of an exercise say of a text of mlb.py, the first that fails; or ""."""
     for name, test in list(globals().items()):
@@ -1762,7 +1777,9 @@ def grade(text):
         if other and not one:
             found[name] = number, "expected this function, got a file without it"
         elif one and (other is None or ast.dump(one) != ast.dump(other)):
+            alarm(60)  # an exercise takes a second
             found[name] = number, exercise(number, text)
+            alarm(0)
     failed = [name for name, (_, said) in found.items() if said]
     for name, (number, said) in found.items():
         for used in failed:
@@ -1778,7 +1795,7 @@ USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the 
                                                   1 to 10, 16 or 17; hole 1 2 3: of three
        python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
        python test_mlb.py grade my_mlb.py         what is right, and what came instead
-       python test_mlb.py answer 5                a right answer
+       python test_mlb.py answer 5                a right answer, of several; 11 to 16: what comes
        python test_mlb.py instructor              notes for who teaches, with answers"""
 
 
@@ -1793,10 +1810,14 @@ def main(words):
             case ["grade", path]:
                 return 0 if grade(Path(path).read_text(encoding="utf-8")) else 1
             case ["instructor"]:
-                print(NOTES)
+                told = [f"{number}{text.rstrip()}" for number, text in PREDICTED.items()]
+                print(NOTES.replace("{predicted}", "\n".join(told)))
                 return 0
             case ["answer", number]:
-                print(textwrap.dedent(ANSWERS[int(number)]))
+                answer = ANSWERS.get(int(number), "") + PREDICTED.get(int(number), "")
+                if not answer:
+                    raise ValueError
+                print(textwrap.dedent(answer))
                 return 0
             case _:
                 raise ValueError
@@ -2051,6 +2072,8 @@ WRONG = {
         x[1:-1, :-2]] => x[1:-1, :-2], x[2:, 2:], x[:-2, :-2]] => for 0.9 truth
         phi_p - phi_t => phi_p - 1 => for the truth itself
         abs(phi_p - phi_t) => (phi_p - phi_t) => for two pixels more
+        np.minimum(prediction, truth) >= => prediction >= => one pixel more, linked
+        around = [number, => around = [number, np.roll(number, -1, 1), => beyond the rim
     """,
 }
 BUGS = {  # what mlb.py holds once => the bug => end of the name of the test that notices it
@@ -2070,6 +2093,33 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
     11: "= degrade(image, => = degrade(image[:, :: rng.choice([-1, 1])], => "
     "a_composite_by_hand_exercise05",
 }
+PREDICTED = {  # what the lab run gives then: MSE, boundary MAD, e-3
+    11: """
+        matte and boundary near ln 2 = 0.693 (0.73, 0.69: random weights do not say exactly 1/2),
+        detail near 1/4 (0.26). Why 1/4? An untrained teacher says M' = 1/2 and α' = 1/2
+        everywhere, so that B is 1/4 or 3/4: all of a photo is boundary, and the untrained
+        student, who says 1/2, is 1/4 off.
+    """,
+    12: """
+        teacher 161, 326; MLB 46, 268 (without: 92, 289; 41, 261). The teacher suffers; the student
+        has its masks.
+    """,
+    13: """
+        MLB 90, 283 (without: 41, 261): without masks a student is no better than its teacher.
+    """,
+    14: """
+        MLB 47, 265 (without: 41, 261): fewer scenes to learn people in, which MSE shows more than
+        the boundary. (Labels are now measured on those 8 photos, whose masks are coarser: no news.)
+    """,
+    15: """
+        teacher 111, 290; MLB 40, 257 (without: 92, 289; 41, 261). The teacher suffers, by more than
+        seeds differ (83 to 93); its student does not (MLB 40 to 41): masks know the scenes.
+    """,
+    16: """
+        labels B 10.2, 163 (without: 11.2, 163): outlines of things are gone, but so are strands
+        beyond the band; MLB 40, 258 (without: 41, 261) hardly tells.
+    """,
+}
 NOTES = """Instructor's notes: a lab of two hours, or the first of them alone.
 Goals: to say what a mask knows and what a teacher knows; to write the formulas of α, B and a
 composite, and a sample; to find a bug by its pictures.
@@ -2084,11 +2134,12 @@ The day before, with the python of .venv (some 10 minutes):
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
 
 In class: a file is never overwritten, so each hole or bug gets a new name. A run of corrected code
-gets a new --out; --resume would show the old figures. A run of one step is mostly evaluation: half
-a minute, but minutes if other programs use the cores (OMP_NUM_THREADS=1 helps).
+gets a new --out; --resume would show the old figures. Fill all holes of a file before it is run: an
+empty blend stops it in stage 2 only, and its --out is then taken. A run of one step is mostly
+evaluation: half a minute, but minutes if other programs use the cores (OMP_NUM_THREADS=1 helps).
 
 The first hour
-10  README's points 1, 2, 3 and 5, with data_sample/labels.png on the wall, its upper half first.
+10  README's points 1, 2, 3 and 5, with data_sample/labels_hair.png and _shirt.png on the wall.
     Not the diagram and point 4: point 3 says whom to believe, hole 3 asks to write that down.
 10  Holes 2 and 3, README closed:   python test_mlb.py hole 2 3 5 --to my_lab.py
     after each:   python test_mlb.py grade my_lab.py
@@ -2104,9 +2155,9 @@ The first hour
     Look at the composite in its batch.png; the photo's label is grey and all boundary, since its
     teacher knows nothing. At minute 35:   python test_mlb.py answer 5
     Students who are not done make runs/mine with mlb.py.
- 5  data_sample/mattes.png, README's large table and their own. What do masks alone give? (People
-    without hair: boundary MAD 183.) What do composites add? (Naive mix: 172.) What does blending?
-    (142.) Where does it gain nothing? (SAD 1.36, naive mix 1.32, ± 0.03: faint outlines.)
+ 5  data_sample/mattes_hair.png, README's large table and their own. What do masks alone give?
+    (People without hair: boundary MAD 183.) What do composites add? (Naive mix: 172.) What does
+    blending? (142.) Where does it gain nothing? (SAD 1.36, naive mix 1.32, ± 0.03: faint outlines.)
 10  runs/bug10 beside runs/mlb, pictures and tables, the code later. Where is B wrong, and whose
     mistake is it? (Hair is cut off as by the mask, shirts on the wall are people: labels B have an
     MSE of 33 instead of 7.1, the student of 25 instead of 10.3.)
@@ -2117,8 +2168,8 @@ The first hour
     guess: to it a stripe looks like an outline.)
 
 The second hour
-25  Exercises 11 to 15, one a group: guesses on the board before the run, three minutes each to
-    tell the others afterwards.
+25  Exercises 12, 13 and 14, one a group: guesses on the board before the run (which takes a minute
+    or two), three minutes each to tell the others afterwards. 11 and 15 are homework.
 15  Hole 9, in a new file: what does each term see that the others do not? (matte: all pixels alike,
     so body and background, of which a strand is little; laplacian: edges of all sizes, and no
     constant; detail: α alone, each picture alike, so that hair is not outvoted; boundary: the only
@@ -2126,27 +2177,17 @@ The second hour
 10  Bug 5, from batch.png alone:   python test_mlb.py bug 5 --to bug5.py
     python bug5.py train --size 64 --teacher-steps 1 --steps 1 --out runs/bug5
     (The composite's boundary is speckled all over the body.) Bug 7 takes a minute.
-10  In reserve. If late in the first hour, leave out README's questions: bug 10 is the point.
+10  In reserve, and a last question: M' = 1, α' = 0.5, S = 0. What is B, and who is wrong, if this
+    is a shirt on the wall? If it is a strand? (0.5. The teacher; the mask. MLB can't know which, so
+    it says half.) If late in the first hour, leave out README's questions: bug 10 is the point.
 
 The answers stand at the end of test_mlb.py, which the students have; diff finds any bug, grade
-most of them: say so. Bug 8 is seen on CUDA alone, bugs 1 and 2 hardly in batch.png. The most-hair
-picture of a sheet is the same for all runs; the other is the run's own.
+most of them: say so. Bug 8 is seen on CUDA alone, bugs 1 and 2 hardly in batch.png; bugs 5 and 11
+draw random numbers of their own, so that batch.png may show another photo. The most-hair picture of
+labels.png and of mattes.png is the same for all runs; the other is the run's own.
 
-Predict, then measure (MSE, boundary MAD, e-3; as it is: teacher 92, 289; MLB 41, 261)
-11  matte and boundary near ln 2 = 0.693 (0.73, 0.69: random weights do not say exactly 1/2),
-    detail near 1/4 (0.26)
-12  teacher 161, 326; MLB 46, 268: the teacher suffers; the student has its masks
-13  MLB 90, 283: without masks a student is no better than its teacher
-14  MLB 47, 265: fewer scenes to learn people in, which MSE shows more than the boundary (labels are
-    now measured on those 8 photos, whose masks are coarser: no news)
-15  teacher 111, 290; MLB 40, 257: the teacher suffers, by more than seeds differ (83 to 93); its
-    student does not (MLB 40 to 41): masks know the scenes
-16  labels B 10.2, 163 (without: 11.2, 163): outlines of things are gone, but so are
-    strands beyond the band; MLB 40, 258 hardly tells
-bug 10  MLB 76, 280; labels B 69, 260 (in the lab run)
-
-Why near 1/4 in 11: an untrained teacher says M' = 1/2 and α' = 1/2 everywhere, so that B is 1/4 or
-3/4: all of a photo is boundary, and the untrained student, who says 1/2, is 1/4 off.
+Predict, then measure (the lab run's MSE, boundary MAD, e-3; python test_mlb.py answer N has them)
+{predicted}
 
 Bugs
  1  composite multiplies by alpha twice: dark edges (premultiplied colours taken for plain ones)
@@ -2159,7 +2200,8 @@ Bugs
  7  red and blue swapped in training (OpenCV's BGR): skin is blue in batch.png
  8  no wait for the GPU after the call: launches are timed, not work; impossibly many FPS
  9  the sigmoid is taken twice in the matte's loss: it learns slowly and stays grey
-10  M' and S swapped in the blend: hair from the mask, semantics from the teacher
+10  M' and S swapped in the blend: hair from the mask, semantics from the teacher (in the lab run
+    MLB 76, 280; labels B 69, 260)
 11  the image is mirrored without its label, half of the time
 
 Holes: python test_mlb.py answer N. WRONG in test_mlb.py has wrong answers, and what is said then.
@@ -2203,6 +2245,12 @@ def test_every_bug_can_be_trained_with(monkeypatch):
         take_step(mlb.MattingNet(8), torch.utils.data.default_collate(samples), "S", None)
 
 
+def test_a_loop_without_end_is_ended():
+    alarm(1)
+    with pytest.raises(pytest.fail.Exception, match="does your loop end"):
+        time.sleep(5)
+
+
 def test_exercises_are_written_once_and_graded(capsys):
     words = ["hole", "1", "2", "3", "5", "--to", "my_mlb.py"]
     assert [main(words), main(words)] == [0, 2], "expected no file written over"
@@ -2215,10 +2263,11 @@ def test_exercises_are_written_once_and_graded(capsys):
         assert "--out runs/" in command, f"expected a folder of its own, got {command}"
     assert main(["grade", "my_mlb.py"]) == 1
     assert main(["instructor"]) == 0
-    assert main(["answer", "3"]) == 0
+    assert main(["answer", "3"]) == main(["answer", "13"]) == 0
+    assert main(["answer", "18"]) == 2
     assert main(["bug", "12", "--to", "b.py"]) == 2
     said = capsys.readouterr().out
-    assert ANSWERS[3] in said and "0 of 4 passed" in said
+    assert ANSWERS[3] in said and PREDICTED[13].strip() in said and "0 of 4 passed" in said
 
 
 if __name__ == "__main__":
