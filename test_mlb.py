@@ -1153,7 +1153,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights(toy, capsys):
     out, more = Path("killed"), ["--teacher-steps", 25, "--steps", 25, "--resume"]
     run("train", toy, OUT, *more)
     words = ["train", "--data", toy, "--out", out, *TINY, *more]
-    for lines in (3, 13, 16, 7):  # of progress
+    for lines in (3, 13, 16):  # of progress: in the teacher twice, then in the student
         with start("-c", SAVE_EACH_STEP, *words) as child:
             for _ in range(lines):
                 child.stdout.readline()
