@@ -292,11 +292,12 @@ class Mixer(Dataset):
         return self.draw(rng)
 
     def draw(self, rng):
-        """One sample, numpy bytes as in __getitem__. A crop of a pair: of a natural one with
-        probability 1 − mix, else of a composite. If there are backgrounds, the composite is put on
-        a crop of one, after clutter. Then the image is degraded, the target is not
-        (a matte has no light, blur or noise). The mask is the target; if guided, a composite's is
-        annotate(target, rng)."""
+        """One sample, numpy bytes as in __getitem__:
+        1. with probability mix a composite, else a natural photo: a crop of a pair;
+        2. the person of a composite is put before a crop of a background, after clutter (without
+           backgrounds the picture stays as it is);
+        3. the image is degraded, the target is not (a matte has no light, blur or noise);
+        4. the mask is the target; if guided, a composite's is annotate(target, rng)."""
         natural = bool(rng.random() >= self.mix)
         image, target = self.crop(self.naturals if natural else self.composites, rng)
         if self.backgrounds and not natural:
@@ -453,8 +454,10 @@ def mlb_loss(matte_logits, boundary_logits, target, boundary):
 # == 4  Training: a row of the table of results is a network, its training, and its file =========
 # Students of a seed share first weights and samples: they differ in mix and in labels alone.
 
-# mix: share of composites in what the row sees, None: --mix; label: of photos, None: the row is a
-# teacher; teacher: who says M′ and α′; guided: whether the row itself sees masks
+# mix      share of composites in what the row sees; None: --mix
+# label    of its natural photos; None: the row is a teacher, and sees none
+# teacher  the row that says M′ and α′ of these photos
+# guided   whether the row itself sees masks
 Row = namedtuple("Row", "mix label teacher guided", defaults=[None, None, None, False])
 ROWS = {
     "teacher": Row(mix=1.0),

@@ -2,7 +2,7 @@
 """What mlb.py promises, in mlb.py's order: python -m pytest [-m "not slow"]
 
 To see how the method is tested, read first: test_boundary_label and test_blend (section 3),
-test_a_composite_by_hand (1), test_label_rows_are_what_blending_by_hand_gives (4).
+test_a_composite_by_hand (1), test_photos_get_the_label_of_their_row (4).
 How tests are tested: test_right_answers_are_green_and_wrong_ones_red, test_a_bug_is_noticed.
 MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: python test_mlb.py tells how;
 grep -n _exercise test_mlb.py finds their tests; answers are at the end of this file.
@@ -1698,6 +1698,20 @@ def with_holes(answers):
     return text
 
 
+def told_of(number):
+    """Right answers to an exercise, mlb.py's own first, and what a prediction is compared with."""
+    told = []
+    if number in HOLES and number not in NEW:
+        text = with_holes({})
+        node = functions(text)[HOLES[number].split(".")[-1]]
+        body = text.split("\n")[node.body[0].end_lineno : node.end_lineno]
+        told = ["mlb.py's answer:", "\n".join(body), "Right as well:"]
+    for answers in (ANSWERS, PREDICTED):
+        if number in answers:
+            told.append(answers[number].strip("\n"))
+    return "\n\n".join(textwrap.dedent(part).rstrip() for part in told)
+
+
 def with_bug(number):
     """mlb.py with a bug."""
     old, new, _ = BUGS[number].split(" => ")
@@ -1795,7 +1809,7 @@ USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the 
                                                   1 to 10, 16 or 17; hole 1 2 3: of three
        python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
        python test_mlb.py grade my_mlb.py         what is right, and what came instead
-       python test_mlb.py answer 5                a right answer, of several; 11 to 16: what comes
+       python test_mlb.py answer 5                right answers; 11 to 16: what is measured
        python test_mlb.py instructor              notes for who teaches, with answers"""
 
 
@@ -1814,10 +1828,10 @@ def main(words):
                 print(NOTES.replace("{predicted}", "\n".join(told)))
                 return 0
             case ["answer", number]:
-                answer = ANSWERS.get(int(number), "") + PREDICTED.get(int(number), "")
-                if not answer:
+                told = told_of(int(number))
+                if not told:
                     raise ValueError
-                print(textwrap.dedent(answer))
+                print(told)
                 return 0
             case _:
                 raise ValueError
@@ -2096,9 +2110,10 @@ BUGS = {  # what mlb.py holds once => the bug => end of the name of the test tha
 PREDICTED = {  # what the lab run gives then: MSE, boundary MAD, e-3
     11: """
         matte and boundary near ln 2 = 0.693 (0.73, 0.69: random weights do not say exactly 1/2),
-        detail near 1/4 (0.26). Why 1/4? An untrained teacher says M' = 1/2 and α' = 1/2
-        everywhere, so that B is 1/4 or 3/4: all of a photo is boundary, and the untrained
-        student, who says 1/2, is 1/4 off.
+        detail near 1/4 (0.26), laplacian 0.30 (which nobody can guess). Why 1/4? An untrained
+        teacher says M' = 1/2 and α' = 1/2 everywhere, so that B is 1/4 or 3/4: all of a photo is
+        boundary, and the untrained student, who says 1/2, is 1/4 off. (At the boundary of a
+        composite, the matte is from 0.05 to 0.95, and 1/2 is about as far off.)
     """,
     12: """
         teacher 161, 326; MLB 46, 268 (without: 92, 289; 41, 261). The teacher suffers; the student
@@ -2267,7 +2282,8 @@ def test_exercises_are_written_once_and_graded(capsys):
     assert main(["answer", "18"]) == 2
     assert main(["bug", "12", "--to", "b.py"]) == 2
     said = capsys.readouterr().out
-    assert ANSWERS[3] in said and PREDICTED[13].strip() in said and "0 of 4 passed" in said
+    assert "alpha_t * M_t + (1 - alpha_t) * S" in said and ANSWERS[3] in said
+    assert PREDICTED[13].strip() in said and "0 of 4 passed" in said
 
 
 if __name__ == "__main__":
