@@ -413,7 +413,7 @@ def guided_blend(M_t, alpha_t, S):
     disagrees: with w = |M′ − S|, how far it contradicts S, its label is w·M′ + (1 − w)·B."""
     w = (M_t - S).abs()
     B = blend(M_t, alpha_t, S)
-    return blend(M_t, alpha_t=w, S=B)
+    return blend(M_t, alpha_t=w, S=B)  # the same mixture again, with w as the teacher's share
 
 
 def laplacian_loss(prediction, target, levels=4):
@@ -558,7 +558,8 @@ def new_loader(name, seed, done, steps, args, data):
 
 def fit(name, seed, nets, args, data):
     """Trains the network of a row of ROWS, or goes on from its file -> the network, frozen.
-    nets: {row: network} of this seed; its teacher's has been trained."""
+    nets: {row: network} of this seed; its teacher's has been trained. At first reading, follow
+    new_loader, label_batch and train_step: the rest keeps books."""
     net, row = nets[name], ROWS[name]
     teacher = nets.get(row.teacher)
     path = args.out / f"{name}.{seed}.pt"
@@ -1026,7 +1027,8 @@ def panel(name, views, where, part):
             title = name
             cells = [whole, whole.crop(box)]
             thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
-            ImageDraw.Draw(whole).rectangle(box, outline="red", width=thick)
+            for outline, width in (("white", thick + 1), ("red", thick)):  # seen on red, too
+                ImageDraw.Draw(whole).rectangle(box, outline=outline, width=width)
             said = "row 2: the frame,\ngreys brightened\n\nrow 3: cut out\nwith each matte"
             draw.text((8, top + 2 * cell - unused + 28), said, "black", font_size=20)
         else:
@@ -1059,8 +1061,9 @@ def save_batch(image, mask, target, natural, label, path):
         views = {"photo": image[k]}
         if not torch.equal(mask[k, 0], x):
             views["mask S"] = mask[k, 0]
-        views[f"label {label}" if natural[k] else "label M"] = x
-        views["its boundary"] = boundary_label(x)
+        letter = label if natural[k] else "M"
+        views[f"label {letter}"] = x
+        views[f"boundary of {letter}"] = boundary_label(x)
         near = F.max_pool2d(mask[k], 15, stride=1, padding=7)[0]  # farther are false outlines
         hair = x * (1 - x) * (2 * near - 1)
         dense = F.avg_pool2d(hair[None], 9, stride=1, padding=4)[0]  # outlines are thin

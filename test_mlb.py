@@ -447,6 +447,8 @@ def test_a_composite_by_hand_exercise05(monkeypatch):
     for i in range(10):
         target = mixer[i]["target"][0] / 255
         red, green, blue = mixer[i]["image"] / 127
+        black = (red + green + blue).max() == 0
+        assert not black, "expected a picture, got a black one: to_bytes takes 0 to 255"
         assert blue.max() < 0.5, "expected clutter on the background, got it left out"
         said = "expected the person in front, degraded once at the end, got red {:.2f} of 1"
         assert red.max() > 0.9, said.format(red.max())
@@ -1658,6 +1660,7 @@ HINTS = {  # what a message of Python's or torch's means here
     "__array_interface__": "; crop returns a picture and its label",
     "lut entries": "; degrade takes colours: should a matte be degraded?",
     "0-d tensor": "; return a dict of terms",
+    "positional arguments": "; crop takes the whole list, and draws an item of it",
     "requires_grad": "; terms stay tensors",
 }
 
@@ -1741,7 +1744,7 @@ def failure(test, text):
         # the only fixture that tests of exercises and bugs have
         fixtures = dict.fromkeys(inspect.signature(test).parameters, monkeypatch)
         try:
-            # tests say mlb.blend and the like
+            # tests say mlb.blend and the like: for this test, mlb is the student's module
             monkeypatch.setitem(globals(), "mlb", module_of(text))
             test(**fixtures)
         except (Exception, pytest.fail.Exception) as problem:
@@ -1844,7 +1847,10 @@ def main(words):
     except (KeyError, ValueError):  # no such exercise
         print(USAGE, file=sys.stderr)
         return 2
-    except (OSError, SyntaxError) as problem:
+    except SyntaxError as problem:
+        print(f"{path}, line {problem.lineno}: {problem.msg}", file=sys.stderr)
+        return 2
+    except OSError as problem:
         print(f"test_mlb.py: {problem}", file=sys.stderr)
         return 2
     return 0
@@ -2019,6 +2025,8 @@ WRONG = {
         np.round(composite(image, alpha, behind)) => composite(image, alpha, behind) => rounded
         image = np.uint8 => image = clutter(np.uint8 => behind))) => behind))), rng) => in front
         degrade(image, rng) => image => expected degrade on
+        np.round(composite => np.round(1 / 255 * composite => black
+        self.crop(self.backgrounds, rng) => self.crop(self.backgrounds[0], rng) => draws an item
         composite(image => composite(degrade(image, rng) => degraded once
         self.guided and => => expected its target
         target=target => target=degrade(np.dstack([target] * 3), rng)[..., 0] => without degrade
@@ -2132,7 +2140,8 @@ PREDICTED = {  # what the lab run gives then: MSE, boundary MAD, e-3
     """,
     16: """
         labels B 10.2, 163 (without: 11.2, 163): outlines of things are gone, but so are strands
-        beyond the band; MLB 40, 258 (without: 41, 261) hardly tells.
+        beyond the band; MLB 40, 258 (without: 41, 261) hardly tells. (4 pixels are much of the
+        64 that training sees, and little of the photos on which labels are measured.)
     """,
 }
 NOTES = """Instructor's notes: a lab of two hours, or the first of them alone.
@@ -2155,7 +2164,8 @@ evaluation: half a minute, but minutes if other programs use the cores (OMP_NUM_
 
 The first hour
 10  README's points 1, 2, 3 and 5, with data_sample/labels_hair.png and _shirt.png on the wall.
-    Not the diagram and point 4: point 3 says whom to believe, hole 3 asks to write that down.
+    Not the diagram and point 4: point 3 says whom to believe, hole 3 asks to write that down (who
+    has seen the formula tells why it must be so).
 10  Holes 2 and 3, README closed:   python test_mlb.py hole 2 3 5 --to my_lab.py
     after each:   python test_mlb.py grade my_lab.py
     Ask: where have you just written the same formula twice? (B is a composite of M' over S, with α'
@@ -2183,15 +2193,19 @@ The first hour
     guess: to it a stripe looks like an outline.)
 
 The second hour
-25  Exercises 12, 13 and 14, one a group: guesses on the board before the run (which takes a minute
-    or two), three minutes each to tell the others afterwards. 11 and 15 are homework.
+25  Exercises 12, 13 and 14, one a group: guesses on the board before the run, which takes a minute
+    or two; three minutes each to tell the others afterwards. 11 and 15 are homework.
+    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --mattes 2 --out runs/few
+    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --mix 1 --out runs/mix
+    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --masks 8 --out runs/masks
 15  Hole 9, in a new file: what does each term see that the others do not? (matte: all pixels alike,
     so body and background, of which a strand is little; laplacian: edges of all sizes, and no
     constant; detail: α alone, each picture alike, so that hair is not outvoted; boundary: the only
     one that trains the second output, without which there is no α'.)
 10  Bug 5, from batch.png alone:   python test_mlb.py bug 5 --to bug5.py
     python bug5.py train --size 64 --teacher-steps 1 --steps 1 --out runs/bug5
-    (The composite's boundary is speckled all over the body.) Bug 7 takes a minute.
+    Compare with runs/mine. (The composite's boundary is speckled all over the body.) Bug 7 takes a
+    minute.
 10  In reserve, and a last question: M' = 1, α' = 0.5, S = 0. What is B, and who is wrong, if this
     is a shirt on the wall? If it is a strand? (0.5. The teacher; the mask. MLB can't know which, so
     it says half.) If late in the first hour, leave out README's questions: bug 10 is the point.
@@ -2211,7 +2225,8 @@ Bugs
  4  the head is not given to the optimizer and stays as random as it began: the layers before it
     learn around that, slowly
  5  the target is degraded as well: labels with other light, blur and noise
- 6  a picture without boundary divides 0 by 0: nan, sooner or later
+ 6  a picture without boundary divides 0 by 0: nan. The lab run has no such picture: find this one
+    by reading
  7  red and blue swapped in training (OpenCV's BGR): skin is blue in batch.png
  8  no wait for the GPU after the call: launches are timed, not work; impossibly many FPS
  9  the sigmoid is taken twice in the matte's loss: it learns slowly and stays grey
