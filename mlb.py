@@ -936,7 +936,7 @@ def views_of(nets, size, photo_path, truth_path, mask_path=None):
                 views[name] = predict(net, photo, size)[0]
     else:
         mask = read(mask_path, label=True).resize(truth.size)
-        S = to_tensor(mask)  # 1×H×W, so that a changed blend may pool, see exercise 16
+        S = to_tensor(mask)  # 1×H×W, so that a changed blend may pool, see exercise 18
         views["labels S"] = S
         for name, net in nets.items():
             if "teacher" in name:
@@ -1012,15 +1012,22 @@ def frame(where, part):
 def panel(name, views, where, part):
     """Views {"photo": 3×H×W, title: H×W, ...} as columns of an RGB picture. Row 1: whole, on the
     photo a frame, a part of the short side, where the map `where`, H×W, is highest. Row 2: the
-    frame, greys as their square root, so that faint strands are seen. Row 3: what each matte cuts
-    out there, on green."""
-    cell, top = 228, 34  # a picture of 224 pixels and a margin; the titles
-    page = Image.new("RGB", (cell * len(views) + 20, top + 3 * cell), "lightgrey")
+    frame, greys as their square root, so that faint strands are seen. Where all are mattes, row 3:
+    what each cuts out there, on green."""
+    cell, line = 228, 34  # a picture of 224 pixels and a margin; a line of text
+    all_mattes = not any("boundary" in title for title in views)
+    said = "row 2: the frame, greys brightened"
+    if all_mattes:
+        said += "; row 3: cut out with each matte"
+    rows = 3 if all_mattes else 2
+    page = Image.new("RGB", (cell * len(views) + 20, cell * rows + 2 * line), "lightgrey")
     draw = ImageDraw.Draw(page)
     box = frame(where, part)
     photo = to_picture(views["photo"])
     green = Image.new("RGB", photo.size, (128, 204, 153))
     unused = int(224 * max(0, 1 - photo.height / photo.width))  # of row 1, if it is a landscape
+    bottom = page.height - unused - line // 2
+    draw.text((8, bottom), said, "black", anchor="lm", font_size=20)
     for k, (title, x) in enumerate(views.items()):
         whole = to_picture(x)
         if title == "photo":
@@ -1029,17 +1036,15 @@ def panel(name, views, where, part):
             thick = 2 + max(whole.size) // 128  # about 2 pixels of the cell, and 1 outside
             for outline, width in (("white", thick + 1), ("red", thick)):  # seen on red, too
                 ImageDraw.Draw(whole).rectangle(box, outline=outline, width=width)
-            said = "row 2: the frame,\ngreys brightened\n\nrow 3: cut out\nwith each matte"
-            draw.text((8, top + 2 * cell - unused + 28), said, "black", font_size=20)
         else:
             cells = [whole, to_picture(x.sqrt()).crop(box)]
-            if "boundary" not in title:  # which cuts nothing out
+            if all_mattes:
                 cells.append(Image.composite(photo, green, whole).crop(box))
         title = SHOWN_AS.get(title, title.replace("′", "'"))
-        draw.text((cell * k + 112, top // 2), title, "black", anchor="mm", font_size=20)
+        draw.text((cell * k + 112, line // 2), title, "black", anchor="mm", font_size=20)
         for j, picture in enumerate(cells):
             picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey", (0.5, 0))
-            page.paste(picture, (cell * k, top + cell * j - (unused if j else 0)))
+            page.paste(picture, (cell * k, line + cell * j - (unused if j else 0)))
     return page
 
 

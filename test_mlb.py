@@ -1012,7 +1012,7 @@ def test_label_rows_are_what_blending_by_hand_gives(compared):
 
 
 def test_label_rows_take_a_blend_that_looks_around(compared, monkeypatch):
-    """As in exercise 16, where alpha_t counts near the mask's edge alone."""
+    """As in exercise 18, where alpha_t counts near the mask's edge alone."""
     toy, out = compared
     _, teacher = mlb.load(out / "teacher.1.pt")
     files = [toy / "segmentation" / name for name in ("image/0.jpg", "alpha/0.png", "mask/0.png")]
@@ -1641,11 +1641,12 @@ NEW = {  # what mlb.py does not have: a hole puts it there
     ''',
     17: '''
         def connectivity(prediction, truth):
-            """Conn of two mattes, arrays H×W (Rhemann et al., CVPR 2009), in thousands. At each t
-            of 0.1, 0.2 ... 1 there is a largest 4-connected region where both mattes are at least
-            t. A pixel's level l is the highest t such that it lies in the largest region at t and
-            at every lower level, else 0. φ of a matte is 1 − (value − l) where that difference is
-            0.15 or more, else 1. Conn = Σ|φ(prediction) − φ(truth)| / 1000.
+            """Conn of two mattes, arrays H×W (Rhemann et al., CVPR 2009; as evaluation code has
+            it), in thousands. At each t of 0.1, 0.2 ... 1 there is a largest 4-connected region
+            where both mattes are at least t. A pixel's level l is the highest t such that it lies
+            in the largest region at t and at every lower level, else 0. φ of a matte is
+            1 − (value − l) where that difference is 0.15 or more, else 1.
+            Conn = Σ|φ(prediction) − φ(truth)| / 1000.
             Regions without scipy: number the pixels, and let each take the highest number among
             its four neighbours until nothing changes."""
     ''',
@@ -1755,7 +1756,8 @@ def failure(test, text):
             hints = [hint for word, hint in HINTS.items() if word in said]
             said += "".join(hints[:1])
             frames = traceback.extract_tb(problem.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == "your file"]
+            names = [name.split(".")[-1] for name in HOLES.values()]
+            lines = [frame.lineno for frame in frames if frame.name in names]
             where = ""
             for line in lines[-1:]:
                 where = f" in line {line}, {text.splitlines()[line - 1].strip()}"
@@ -1804,7 +1806,7 @@ def grade(text):
                 said += f"; it uses {used}, which is not right yet either"
         print(f"{number:2}  {name:20}  {said or 'passed'}")
     passed = len(found) - len(failed)
-    print(f"{passed} of {len(found)} passed; functions as they are in mlb.py are not listed")
+    print(f"{passed} of {len(found)} passed; functions as they are in mlb.py, so right, not listed")
     return 0 < passed == len(found)
 
 
@@ -1812,7 +1814,7 @@ USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the 
                                                   1 to 10, 16 or 17; hole 1 2 3: of three
        python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
        python test_mlb.py grade my_mlb.py         what is right, and what came instead
-       python test_mlb.py answer 5                right answers; 11 to 16: what is measured
+       python test_mlb.py answer 5                right answers; 11 to 15, 18: what is measured
        python test_mlb.py instructor              notes for who teaches, with answers"""
 
 
@@ -1844,8 +1846,8 @@ def main(words):
     except FileExistsError:
         print(f"test_mlb.py: {path} is there already; choose another name", file=sys.stderr)
         return 2
-    except (KeyError, ValueError):  # no such exercise
-        print(USAGE, file=sys.stderr)
+    except (KeyError, ValueError):
+        print(f"test_mlb.py: there is no {' '.join(words)}", USAGE, sep="\n", file=sys.stderr)
         return 2
     except SyntaxError as problem:
         print(f"{path}, line {problem.lineno}: {problem.msg}", file=sys.stderr)
@@ -2138,7 +2140,7 @@ PREDICTED = {  # what the lab run gives then: MSE, boundary MAD, e-3
         teacher 111, 290; MLB 40, 257 (without: 92, 289; 41, 261). The teacher suffers, by more than
         seeds differ (83 to 93); its student does not (MLB 40 to 41): masks know the scenes.
     """,
-    16: """
+    18: """
         labels B 10.2, 163 (without: 11.2, 163): outlines of things are gone, but so are strands
         beyond the band; MLB 40, 258 (without: 41, 261) hardly tells. (4 pixels are much of the
         64 that training sees, and little of the photos on which labels are measured.)
@@ -2148,9 +2150,10 @@ NOTES = """Instructor's notes: a lab of two hours, or the first of them alone.
 Goals: to say what a mask knows and what a teacher knows; to write the formulas of α, B and a
 composite, and a sample; to find a bug by its pictures.
 
-A week before: students run README's first command and send the table that it ends with. They bring
-runs/mlb to class. Students without a laptop (nobody has tried Windows) work in pairs. Homework, to
-get to know hole and grade:   python test_mlb.py hole 1 --to my_home.py
+A week before: compare the formulas with the paper, of which we know summaries. Students run
+README's first command and send the table that it ends with. They bring runs/mlb to class. Students
+without a laptop (nobody has tried Windows) work in pairs. Homework, to get to know hole and grade:
+    python test_mlb.py hole 1 --to my_home.py
 
 The day before, with the python of .venv (some 10 minutes):
     python test_mlb.py bug 10 --to bug10.py
@@ -2168,8 +2171,9 @@ The first hour
     has seen the formula tells why it must be so).
 10  Holes 2 and 3, README closed:   python test_mlb.py hole 2 3 5 --to my_lab.py
     after each:   python test_mlb.py grade my_lab.py
-    Ask: where have you just written the same formula twice? (B is a composite of M' over S, with α'
-    as its matte: labels are composited as pictures are.)
+    A threshold, torch.where(α' > 1/2, M', S), is a fair first answer to hole 3: what comes of 0.8
+    where α' = 0.25? Ask: where have you just written the same formula twice? (B is a composite
+    of M' over S, with α' as its matte: labels are composited as pictures are.)
 20  Hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
     photo? (Light and noise change colours, not how much of a pixel is person. Blur is a choice: of
     an unfocused person we ask the sharp matte.) Give away the mask, which is of our extension:
@@ -2294,7 +2298,7 @@ def test_exercises_are_written_once_and_graded(capsys):
     assert main(["grade", "my_mlb.py"]) == 1
     assert main(["instructor"]) == 0
     assert main(["answer", "3"]) == main(["answer", "13"]) == 0
-    assert main(["answer", "18"]) == 2
+    assert main(["answer", "19"]) == 2
     assert main(["bug", "12", "--to", "b.py"]) == 2
     said = capsys.readouterr().out
     assert "alpha_t * M_t + (1 - alpha_t) * S" in said and ANSWERS[3] in said
