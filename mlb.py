@@ -559,7 +559,7 @@ def new_loader(name, seed, done, steps, args, data):
 def fit(name, seed, nets, args, data):
     """Trains the network of a row of ROWS, or goes on from its file -> the network, frozen.
     nets: {row: network} of this seed; its teacher's has been trained. At first reading, follow
-    new_loader, label_batch and train_step: the rest keeps books."""
+    new_loader, label_batch and train_step: the rest is bookkeeping."""
     net, row = nets[name], ROWS[name]
     teacher = nets.get(row.teacher)
     path = args.out / f"{name}.{seed}.pt"
@@ -969,7 +969,7 @@ def evaluate(nets, items, size, sheet=None):
             spread = torch.stack(mattes).std(dim=0)
             for name, where, part in (
                 ("photo: most hair", hair, 0.3),
-                ("columns differ most", spread, 0.6),  # mistakes are larger than strands
+                ("photo: most disputed", spread, 0.6),  # mistakes are larger than strands
             ):
                 if name not in shown or where.mean() > shown[name][1].mean():
                     shown[name] = views, where, part

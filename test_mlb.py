@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What mlb.py promises, in mlb.py's order: python -m pytest [-m "not slow"]
 
-To see how the method is tested, read first: test_boundary_label and test_blend (section 3),
-test_a_composite_by_hand (1), test_photos_get_the_label_of_their_row (4).
+To see how the method is tested, read first what this runs:
+python -m pytest -vv -k "blend_exercise or boundary_label_exercise or by_hand or label_of_their_row"
 How tests are tested: test_right_answers_are_green_and_wrong_ones_red, test_a_bug_is_noticed.
 MLB=my_mlb python -m pytest tests your own copy, my_mlb.py. Exercises: python test_mlb.py tells how;
 grep -n _exercise test_mlb.py finds their tests; answers are at the end of this file.
@@ -339,9 +339,10 @@ def test_hurried_mask_is_random_and_uneven_exercise08():
     uneven = (masks.max((1, 2)) > masks.min((1, 2))).mean()
     assert uneven > 0.5, "expected a level that differs from place to place, got one level"
     smooth = (masks[:, :, 1:] == masks[:, :, :-1]).mean()
-    assert smooth > 0.9, (
-        f"expected large pieces, 90% of pixels as their neighbour, got {smooth:.0%}"
+    said = (
+        "expected large pieces (levels change slowly), 90% of pixels as their neighbour, got {:.0%}"
     )
+    assert smooth > 0.9, said.format(smooth)
     assert (masks[0] != masks[1]).any(), "expected two seeds to differ, got one mask"
     again = over_seeds(mlb.hurried_mask, np.full((40, 64), 170, np.uint8))
     assert (masks == again).all(), "expected one seed to give one mask, got another"
@@ -939,7 +940,7 @@ def test_a_sheet_shows_where_columns_differ_most(trained, monkeypatch):
     _, net = mlb.load(out / "MLB.0.pt")
     mlb.evaluate({"MLB": net}, mlb.pairs(toy / "test/image", toy / "test/alpha"), 32, "sheet.png")
     shown, _ = mlb.save_sheet.call_args.args
-    views, where, _ = shown["columns differ most"]
+    views, where, _ = shown["photo: most disputed"]
     error = (views["MLB"] - views["truth"]).abs()
     assert_close(where, error / math.sqrt(2))  # the deviation of two
 
@@ -1698,7 +1699,7 @@ def with_holes(answers):
         lines[docstring.end_lineno : node.end_lineno] = [body]
         text = "\n".join(lines)
         for told in TOLD.get(number, []):
-            text = text.replace(told, "?")
+            text = text.replace(told, "why?" if number == 5 else "?")
     return text
 
 
@@ -1760,7 +1761,7 @@ def failure(test, text):
             lines = [frame.lineno for frame in frames if frame.name in names]
             where = ""
             for line in lines[-1:]:
-                where = f" in line {line}, {text.splitlines()[line - 1].strip()}"
+                where = f" in line {line}, {text.splitlines()[line - 1].strip(' :')}"
             return f"{type(problem).__name__}{where}: {said}"
     return ""
 
@@ -1796,7 +1797,7 @@ def grade(text):
         if other and not one:
             found[name] = number, "expected this function, got a file without it"
         elif one and (other is None or ast.dump(one) != ast.dump(other)):
-            alarm(60)  # an exercise takes a second
+            alarm(20)  # an exercise takes a second
             found[name] = number, exercise(number, text)
             alarm(0)
     failed = [name for name, (_, said) in found.items() if said]
@@ -1806,7 +1807,7 @@ def grade(text):
                 said += f"; it uses {used}, which is not right yet either"
         print(f"{number:2}  {name:20}  {said or 'passed'}")
     passed = len(found) - len(failed)
-    print(f"{passed} of {len(found)} passed; functions as they are in mlb.py, so right, not listed")
+    print(f"{passed} of {len(found)} passed; functions that are as in mlb.py are not listed")
     return 0 < passed == len(found)
 
 
@@ -1814,7 +1815,7 @@ USAGE = """usage: python test_mlb.py hole 3 --to my_mlb.py   mlb.py without the 
                                                   1 to 10, 16 or 17; hole 1 2 3: of three
        python test_mlb.py bug 4 --to bug4.py      mlb.py with a bug, 1 to 11
        python test_mlb.py grade my_mlb.py         what is right, and what came instead
-       python test_mlb.py answer 5                right answers; 11 to 15, 18: what is measured
+       python test_mlb.py answer 5                right answers; 11 to 15, 18, 19: what is measured
        python test_mlb.py instructor              notes for who teaches, with answers"""
 
 
@@ -1928,10 +1929,9 @@ ANSWERS = {  # right answers that differ from mlb.py's
         return F
     """,
     8: """
-        rng = rng
         image = Image.fromarray(matte)
         size = image.size
-        image, blur = image.reduce(2), ImageFilter.BoxBlur(rng.uniform(1, 2))
+        image, blur = image.reduce(int(rng.integers(1, 4))), ImageFilter.BoxBlur(rng.uniform(1, 2))
         image = image.filter(blur)
         level = Image.fromarray(rng.integers(110, 230, (6, 6), np.uint8)).resize(image.size)
         inside = np.where(np.asarray(image) > np.asarray(level), 255, 0).astype(np.uint8)
@@ -2060,11 +2060,11 @@ WRONG = {
     8: """
         (6, 6), => (1, 1), => one level
         size = image.size => size = image.size[::-1] => expected shape
-        rng = rng => rng = np.random.default_rng(0) => two seeds
-        rng = rng => rng = np.random.default_rng() => one seed
+        size = image.size => size = image.size; rng = np.random.default_rng(0) => two seeds
+        size = image.size => size = image.size; rng = np.random.default_rng() => one seed
         (6, 6), => image.size[::-1], => large pieces
-        .reduce(2) => => lower resolution
-        reduce(2) => reduce(1) => image.filter(blur) => image => hair cut off
+        .reduce(int(rng.integers(1, 4))) => => lower resolution
+        int(rng.integers(1, 4)) => 1 => image.filter(blur) => image => hair cut off
         255, 0) => 1, 0) => expected 0 and 255
     """,
     9: """
@@ -2145,6 +2145,11 @@ PREDICTED = {  # what the lab run gives then: MSE, boundary MAD, e-3
         beyond the band; MLB 40, 258 (without: 41, 261) hardly tells. (4 pixels are much of the
         64 that training sees, and little of the photos on which labels are measured.)
     """,
+    19: """
+        MLB 43, 262 (without: 41, 261): in so short a run, whose teacher knows little hair, nearly
+        all of the way from 92 to 41 is the masks'. In a full training it is not: naive mix 12.6,
+        175; MLB 10.7, 144 (compare, seed 0).
+    """,
 }
 NOTES = """Instructor's notes: a lab of two hours, or the first of them alone.
 Goals: to say what a mask knows and what a teacher knows; to write the formulas of α, B and a
@@ -2152,7 +2157,8 @@ composite, and a sample; to find a bug by its pictures.
 
 A week before: compare the formulas with the paper, of which we know summaries. Students run
 README's first command and send the table that it ends with. They bring runs/mlb to class. Students
-without a laptop (nobody has tried Windows) work in pairs. Homework, to get to know hole and grade:
+without a laptop (nobody has tried Windows) work in pairs. Mail them the command: README has the
+formula that hole 3 asks for. Homework, to get to know hole and grade:
     python test_mlb.py hole 1 --to my_home.py
 
 The day before, with the python of .venv (some 10 minutes):
@@ -2197,11 +2203,12 @@ The first hour
     guess: to it a stripe looks like an outline.)
 
 The second hour
-25  Exercises 12, 13 and 14, one a group: guesses on the board before the run, which takes a minute
-    or two; three minutes each to tell the others afterwards. 11 and 15 are homework.
-    python mlb.py train --size 64 --teacher-steps 150 --steps 150 --mattes 2 --out runs/few
+25  Exercises 13, 14 and 19, one a group: guesses on the board before the run, which takes a minute
+    or two; three minutes each to tell the others afterwards. The others are homework. 19 is the
+    point: without it nobody has seen what is blending's and what is the masks'.
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --mix 1 --out runs/mix
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --masks 8 --out runs/masks
+    python my_naive.py train --size 64 --teacher-steps 150 --steps 150 --out runs/naive
 15  Hole 9, in a new file: what does each term see that the others do not? (matte: all pixels alike,
     so body and background, of which a strand is little; laplacian: edges of all sizes, and no
     constant; detail: α alone, each picture alike, so that hair is not outvoted; boundary: the only
@@ -2298,7 +2305,7 @@ def test_exercises_are_written_once_and_graded(capsys):
     assert main(["grade", "my_mlb.py"]) == 1
     assert main(["instructor"]) == 0
     assert main(["answer", "3"]) == main(["answer", "13"]) == 0
-    assert main(["answer", "19"]) == 2
+    assert main(["answer", "20"]) == 2
     assert main(["bug", "12", "--to", "b.py"]) == 2
     said = capsys.readouterr().out
     assert "alpha_t * M_t + (1 - alpha_t) * S" in said and ANSWERS[3] in said
