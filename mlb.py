@@ -1012,11 +1012,11 @@ def frame(where, part):
 def panel(name, views, where, part):
     """Views {"photo": 3×H×W, title: H×W, ...} as columns of an RGB picture. Row 1: whole, on the
     photo a frame, a part of the short side, where the map `where`, H×W, is highest. Row 2: the
-    frame, greys as their square root, so that faint strands are seen. Where all are mattes, row 3:
+    frame, mattes as their square root, so that faint strands are seen. Where all are mattes, row 3:
     what each cuts out there, on green."""
     cell, line = 228, 34  # a picture of 224 pixels and a margin; a line of text
     all_mattes = not any("boundary" in title for title in views)
-    said = "row 2: the frame, greys brightened"
+    said = "row 2: the frame, mattes brightened"
     if all_mattes:
         said += "; row 3: cut out with each matte"
     rows = 3 if all_mattes else 2
@@ -1037,7 +1037,8 @@ def panel(name, views, where, part):
             for outline, width in (("white", thick + 1), ("red", thick)):  # seen on red, too
                 ImageDraw.Draw(whole).rectangle(box, outline=outline, width=width)
         else:
-            cells = [whole, to_picture(x.sqrt()).crop(box)]
+            bright = x if "boundary" in title else x.sqrt()
+            cells = [whole, to_picture(bright).crop(box)]
             if all_mattes:
                 cells.append(Image.composite(photo, green, whole).crop(box))
         title = SHOWN_AS.get(title, title.replace("′", "'"))

@@ -1848,7 +1848,9 @@ def main(words):
         print(f"test_mlb.py: {path} is there already; choose another name", file=sys.stderr)
         return 2
     except (KeyError, ValueError):
-        print(f"test_mlb.py: there is no {' '.join(words)}", USAGE, sep="\n", file=sys.stderr)
+        if words and "-" not in words[0]:
+            print(f"test_mlb.py: there is no {' '.join(words)}", file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     except SyntaxError as problem:
         print(f"{path}, line {problem.lineno}: {problem.msg}", file=sys.stderr)
@@ -2161,9 +2163,11 @@ without a laptop (nobody has tried Windows) work in pairs. Mail them the command
 formula that hole 3 asks for. Homework, to get to know hole and grade:
     python test_mlb.py hole 1 --to my_home.py
 
-The day before, with the python of .venv (some 10 minutes):
+The day before, with the python of .venv (some 15 minutes):
     python test_mlb.py bug 10 --to bug10.py
     python bug10.py train --out runs/bug10
+    python test_mlb.py hole 3 --to my_naive.py   where you write   return S
+    python my_naive.py train --out runs/naive
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --out runs/lab
 
 In class: a file is never overwritten, so each hole or bug gets a new name. A run of corrected code
@@ -2177,9 +2181,9 @@ The first hour
     has seen the formula tells why it must be so).
 10  Holes 2 and 3, README closed:   python test_mlb.py hole 2 3 5 --to my_lab.py
     after each:   python test_mlb.py grade my_lab.py
-    A threshold, torch.where(α' > 1/2, M', S), is a fair first answer to hole 3: what comes of 0.8
-    where α' = 0.25? Ask: where have you just written the same formula twice? (B is a composite
-    of M' over S, with α' as its matte: labels are composited as pictures are.)
+    A threshold, torch.where(α' > 1/2, M', S), is a fair first answer to hole 3 (grade rejects it):
+    what comes of 0.8 where α' = 0.25? Ask: where have you just written the same formula twice? (B
+    is a composite of M' over S, with α' as its matte: labels are composited as pictures are.)
 20  Hole 5, in the same file: what is a sample, and why must the matte not be degraded with the
     photo? (Light and noise change colours, not how much of a pixel is person. Blur is a choice: of
     an unfocused person we ask the sharp matte.) Give away the mask, which is of our extension:
@@ -2196,7 +2200,7 @@ The first hour
 10  runs/bug10 beside runs/mlb, pictures and tables, the code later. Where is B wrong, and whose
     mistake is it? (Hair is cut off as by the mask, shirts on the wall are people: labels B have an
     MSE of 33 instead of 7.1, the student of 25 instead of 10.3.)
- 5  README's two questions about mattes.png, and why. (The student's outer strands are paler, by a
+ 5  README's questions about mattes.png, and why. (The student's outer strands are paler, by a
     third over all test pictures. As much is lost in B already: on strands outside the mask α' is
     0.6 on average, and S says 0. Ghosts remain of what the teacher takes for people: α' is high on
     a shirt's outline, so B has the outline. Why the student shows all stripes we don't know; our
@@ -2208,7 +2212,8 @@ The second hour
     point: without it nobody has seen what is blending's and what is the masks'.
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --mix 1 --out runs/mix
     python mlb.py train --size 64 --teacher-steps 150 --steps 150 --masks 8 --out runs/masks
-    python my_naive.py train --size 64 --teacher-steps 150 --steps 150 --out runs/naive
+    python my_naive.py train --size 64 --teacher-steps 150 --steps 150 --out runs/few_naive
+    Then show the table of runs/naive: blending's gain takes a full training.
 15  Hole 9, in a new file: what does each term see that the others do not? (matte: all pixels alike,
     so body and background, of which a strand is little; laplacian: edges of all sizes, and no
     constant; detail: α alone, each picture alike, so that hair is not outvoted; boundary: the only
@@ -2219,7 +2224,8 @@ The second hour
     minute.
 10  In reserve, and a last question: M' = 1, α' = 0.5, S = 0. What is B, and who is wrong, if this
     is a shirt on the wall? If it is a strand? (0.5. The teacher; the mask. MLB can't know which, so
-    it says half.) If late in the first hour, leave out README's questions: bug 10 is the point.
+    it says half.) If late in the first hour, leave out README's questions; in the second, make
+    hole 9 homework.
 
 The answers stand at the end of test_mlb.py, which the students have; diff finds any bug, grade
 most of them: say so. Bug 8 is seen on CUDA alone, bugs 1 and 2 hardly in batch.png; bugs 5 and 11
