@@ -858,6 +858,8 @@ SHOWN_AS = {  # titles of sheets, whose font has neither ′ nor α
     "boundary′": "boundary alpha'",
     "labels B": "label B",
 }
+CELL = 228  # of sheets: a picture of 224 pixels and a margin
+GUTTER = 20  # between panels that lie side by side
 
 
 def gradient(x):
@@ -1014,13 +1016,13 @@ def panel(name, views, where, part):
     photo a frame, a part of the short side, where the map `where`, H×W, is highest. Row 2: the
     frame, mattes as their square root, so that faint strands are seen. Where all are mattes, row 3:
     what each cuts out there, on green."""
-    cell, line = 228, 34  # a picture of 224 pixels and a margin; a line of text
+    line = 34  # of text
     all_mattes = not any("boundary" in title for title in views)
     said = "row 2: the frame, mattes brightened"
     if all_mattes:
         said += "; row 3: cut out with each matte"
     rows = 3 if all_mattes else 2
-    page = Image.new("RGB", (cell * len(views) + 20, cell * rows + 2 * line), "lightgrey")
+    page = Image.new("RGB", (CELL * len(views) + GUTTER, CELL * rows + 2 * line), "lightgrey")
     draw = ImageDraw.Draw(page)
     box = frame(where, part)
     photo = to_picture(views["photo"])
@@ -1042,10 +1044,10 @@ def panel(name, views, where, part):
             if all_mattes:
                 cells.append(Image.composite(photo, green, whole).crop(box))
         title = SHOWN_AS.get(title, title.replace("′", "'"))
-        draw.text((cell * k + 112, line // 2), title, "black", anchor="mm", font_size=20)
+        draw.text((CELL * k + 112, line // 2), title, "black", anchor="mm", font_size=20)
         for j, picture in enumerate(cells):
             picture = ImageOps.pad(picture, (224, 224), Image.NEAREST, "lightgrey", (0.5, 0))
-            page.paste(picture, (cell * k, line + cell * j - (unused if j else 0)))
+            page.paste(picture, (CELL * k, line + CELL * j - (unused if j else 0)))
     return page
 
 
@@ -1053,8 +1055,8 @@ def save_sheet(pictures, path):
     """Saves panels of {name: (views, where, part)}: of up to four columns side by side, as slides
     are wide, of more one below the other."""
     panels = [panel(name, *parts) for name, parts in pictures.items()]
-    join = np.hstack if panels[0].width < 5 * 228 else np.vstack
-    page = join(panels)[:, :-20]  # the last needs no gutter
+    join = np.hstack if panels[0].width < 5 * CELL else np.vstack
+    page = join(panels)[:, :-GUTTER]
     Image.fromarray(page).save(path, compress_level=1)
 
 

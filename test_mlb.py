@@ -1681,6 +1681,12 @@ def functions(text):
     return {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
 
 
+def hole_of(text, number):
+    """The docstring of a hole's function in a text, and the number of its last line."""
+    node = functions(text)[HOLES[number].split(".")[-1]]
+    return node.body[0], node.end_lineno
+
+
 def with_holes(answers):
     """mlb.py with other bodies of some functions, {number: body}; None: to be written."""
     text = (HERE / "mlb.py").read_text(encoding="utf-8")
@@ -1688,15 +1694,14 @@ def with_holes(answers):
         if number in NEW:
             above, main, below = text.partition("if __name__")
             text = above + textwrap.dedent(NEW[number]).lstrip() + "\n\n" + main + below
-        node = functions(text)[HOLES[number].split(".")[-1]]
-        docstring = node.body[0]
-        size = node.end_lineno - docstring.end_lineno or len(ANSWERS[number].strip().split("\n"))
+        docstring, last = hole_of(text, number)
+        size = last - docstring.end_lineno or len(ANSWERS[number].strip().split("\n"))
         size = "1 line" if size == 1 else f"{size} lines"
         hole = f'raise NotImplementedError("not written yet, exercise {number}, about {size}")'
         body = textwrap.dedent(answer or hole).strip()
         lines = text.split("\n")
         body = textwrap.indent(body, " " * docstring.col_offset)
-        lines[docstring.end_lineno : node.end_lineno] = [body]
+        lines[docstring.end_lineno : last] = [body]
         text = "\n".join(lines)
         for told in TOLD.get(number, []):
             text = text.replace(told, "why?" if number == 5 else "?")
@@ -1708,8 +1713,8 @@ def told_of(number):
     told = []
     if number in HOLES and number not in NEW:
         text = with_holes({})
-        node = functions(text)[HOLES[number].split(".")[-1]]
-        body = text.split("\n")[node.body[0].end_lineno : node.end_lineno]
+        docstring, last = hole_of(text, number)
+        body = text.split("\n")[docstring.end_lineno : last]
         told = ["mlb.py's answer:", "\n".join(body), "Right as well:"]
     for answers in (ANSWERS, PREDICTED):
         if number in answers:
